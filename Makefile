@@ -1,0 +1,59 @@
+# Targets for users and CI; `make help` lists them. Everything is installed into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+CONFIG ?= configs/quickstart.yaml
+PROMPT ?= def
+.DEFAULT_GOAL := help
+.PHONY: help train test setup check lint type format schema smoke clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+train: $(VENV)/.installed ## set up, train the quickstart config (CONFIG=...), print a sample
+	$(BIN)/gpt-train --config $(CONFIG)
+	@echo "--- a sample: gpt-infer --prompt '$(PROMPT)' ---"
+	$(BIN)/gpt-infer --prompt '$(PROMPT)' --max-tokens 200 --seed 1
+
+test: $(VENV)/.installed-dev ## run the test suite, as CI does
+	$(BIN)/python -m pytest -q
+
+setup: $(VENV)/.installed-dev ## install all that development and tests need
+
+check: lint type test ## lint + types + tests
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.installed-dev ## mypy --strict on gpt/
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## apply ruff's format and safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: $(VENV)/.installed ## write configs/schema.json, which editors use to complete configs
+	$(BIN)/python scripts/write_schema.py
+
+smoke: $(VENV)/.installed ## train a tiny model for some seconds and sample from it
+	rm -rf runs/smoke
+	$(BIN)/gpt-train --config configs/smoke.yaml
+	$(BIN)/gpt-infer --run runs/smoke --prompt 'import' --max-tokens 40
+
+clean: ## remove caches and build products; runs/, data/ and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find gpt tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev,hub]' tensorboard
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,150 @@
+"""From a config to a Training that is ready for its next step: built, or continued.
+
+Each choice made for the user (device, number format, compile, length) is said, with its reason.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt.checkpoint import Training, restore_checkpoint, write_durably
+from gpt.config import Config
+from gpt.configfile import dump_config
+from gpt.corpus import source_files
+from gpt.data import TokenData, cached_data
+from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
+from gpt.errors import say
+from gpt.metrics import truncate_after
+from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
+from gpt.optim import build_optimizer
+from gpt.rundir import Resume, check_run, newest_checkpoint, run_path, start_afresh
+from gpt.schedule import Plan, build_scheduler, walk
+
+# torch's schedulers take 0.1 ms a step: a longer run is walked this far, which takes 5 s.
+MAX_WALKED_STEPS = 50_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What `auto` came to, and the lines that say why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    lines: list[str]
+
+
+def choose(config: Config, vocab_size: int, total_steps: int) -> Choices:
+    """Device, number format and compile for a run; raises UserError for what is not there."""
+    device = pick_device(config.train.device)
+    rows = parameter_inventory(config.model, vocab_size)
+    matrices = sum(row.count for row in rows if "W" in row.name or row.name == "FFN")
+    dtype, dtype_reason = pick_dtype(config.train.dtype, device, matrices)
+    flops = flops_per_token(config.model, vocab_size) * config.tokens_per_step * total_steps
+    compiles, compile_reason = pick_compile(config.train.compile, device, flops)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return Choices(
+        device,
+        dtype,
+        compiles,
+        [f"device   {device}{threads}", f"dtype    {dtype_reason}", f"compile  {compile_reason}"],
+    )
+
+
+def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
+    """Model, optimizer and schedule at step 0, and the plan of the rate; says what was chosen.
+
+    Raises UserError where the text, the schedule or the device does not allow the run.
+    """
+    total_steps = config.total_steps(data.train.n_tokens)
+    plan = Plan.from_config(config, total_steps)
+    choices = choose(config, data.tokenizer.vocab_size, total_steps)
+    seed_everything(config.run.seed)
+    model = GPT(config.model, data.tokenizer.vocab_size).to(choices.device)
+    optimizer = build_optimizer(model, config.optimizer, device=choices.device)
+    walk(
+        plan, [group["lr"] for group in optimizer.param_groups], min(total_steps, MAX_WALKED_STEPS)
+    )
+    for line in describe(config, data, plan, count_parameters(model)) + choices.lines:
+        say(line)
+    if choices.compile:
+        model.compile()
+    training = Training(
+        config=config,
+        tokenizer=data.tokenizer,
+        model=model,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, plan),
+        scaler=grad_scaler(choices.device, choices.dtype),
+        dtype=choices.dtype,
+        data_fingerprint=data.fingerprint,
+    )
+    return training, plan
+
+
+def continue_or_start(run: Path, training: Training, plan: Plan) -> bool:
+    """Puts the newest whole checkpoint into `training`, or begins a new run; True if it went on.
+
+    Raises UserError if the checkpoint holds something else than the config builds.
+    """
+    checkpoint = newest_checkpoint(run)
+    config = training.config
+    if checkpoint is None:
+        start_afresh(run, config)
+        training.tokenizer.save(run)
+        say(f"run      {run}")
+        return False
+    restore_checkpoint(checkpoint, training)
+    step = training.progress.step
+    truncate_after(run, step)
+    write_durably(run / "config.yaml", dump_config(config))
+    say(f"run      {run}, going on after step {step} of {plan.total_steps}")
+    return True
+
+
+def describe(config: Config, data: TokenData, plan: Plan, n_parameters: int) -> list[str]:
+    """The run in a few lines, before step 1."""
+    model, train, peak = config.model, config.train, config.optimizer.lr
+    train_set, val_set = data.train, data.val
+    top_step = min(plan.warmup_steps, plan.total_steps - 1)
+    epochs = plan.total_steps * config.tokens_per_step / train_set.n_tokens
+    micro = train.micro_batch_size or train.batch_size
+    split = f" in micro-batches of {micro}" if micro < train.batch_size else ""
+    return [
+        f"data     {train_set.n_tokens:,} tokens to train on, {val_set.n_tokens:,} to validate on; "
+        f"{train_set.n_bytes / train_set.n_tokens:.2f} bytes/token, "
+        f"vocabulary {data.tokenizer.vocab_size:,}",
+        f"model    {n_parameters:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"{model.n_embd} wide, context {model.context_len}",
+        f"rate     {config.optimizer.name}, {plan.name}: {plan.rate(0, peak):.2e} at step 0, "
+        f"{plan.rate(top_step, peak):.2e} at {top_step:,}, "
+        f"{plan.rate(plan.total_steps - 1, peak):.2e} at the end",
+        f"length   {plan.total_steps:,} steps of {train.batch_size} x {model.context_len} = "
+        f"{config.tokens_per_step:,} tokens{split}; {epochs:.2f} epochs",
+    ]
+
+
+def dry_run(config: Config, resume: Resume) -> list[str]:
+    """Checks all that can be checked without writing anything; the plan as lines.
+
+    Raises UserError for whatever would stop the run.
+    """
+    check_run(config, resume)
+    device = pick_device(config.train.device)
+    data = cached_data(config)
+    if data is None:
+        files = source_files(config.data)
+        size = sum(path.stat().st_size for path in files)
+        lines = [
+            f"data     {len(files):,} files, {size:,} bytes; not tokenized yet: "
+            "tokens and epochs are open",
+            f"device   {device}",
+        ]
+    else:
+        total_steps = config.total_steps(data.train.n_tokens)
+        plan = Plan.from_config(config, total_steps)
+        rows = parameter_inventory(config.model, data.tokenizer.vocab_size)
+        lines = describe(config, data, plan, sum(row.count for row in rows))
+        lines += choose(config, data.tokenizer.vocab_size, total_steps).lines
+    return [*lines, f"run      {run_path(config)} (dry run: nothing was written)"]

@@ -1,0 +1,164 @@
+"""The command `gpt-data`: builds shards, describes them, makes a tokenizer."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt.configfile import knobs_help, load_config, split_overrides
+from gpt.errors import UserError, run_command, say
+
+if TYPE_CHECKING:
+    from gpt.config import Config
+    from gpt.data import TokenData
+    from gpt.tokenizer import Tokenizer
+
+PEEK_TOKENS = 64
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_data, argv)
+
+
+def _data(argv: Sequence[str]) -> None:
+    rest, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(rest)
+    if arguments.command == "info":
+        if overrides:
+            raise UserError(
+                f"gpt-data info: --{overrides[0][0]}: it reads no config; leave that out"
+            )
+        _info(arguments.folder, as_json=arguments.json)
+        return
+    config = load_config(arguments.config, overrides)
+    if arguments.command == "build":
+        from gpt.data import open_data  # noqa: PLC0415 (torch: only when work begins)
+
+        print(open_data(config).folder)
+    else:
+        _tokenizer(config, arguments.out)
+
+
+def _info(folder: Path, *, as_json: bool) -> None:
+    """Describes a data folder after verifying all of it."""
+    from gpt.data import open_folder  # noqa: PLC0415
+
+    if not (folder / "meta.json").is_file():
+        inside = sorted(str(meta.parent) for meta in folder.glob("*/meta.json"))
+        hint = f"did you mean {inside[0]}?" if inside else "make one with gpt-data build"
+        raise UserError(f"{folder}: not a data folder (it holds no meta.json); {hint}")
+    facts = describe(open_folder(folder))
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    tokenizer = facts["tokenizer"]
+    print(f"source       {facts['source']}")
+    print(f"split        {facts['split']}")
+    print(f"tokenizer    {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids")
+    print(f"fingerprint  {facts['fingerprint']}\n")
+    print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}{'shards':>8}")
+    for side in ("train", "val"):
+        row = facts[side]
+        print(
+            f"{side:12}{row['documents']:>12,}{row['tokens']:>16,}{row['bytes']:>16,}"
+            f"{row['bytes_per_token'] or 0:>13.3f}{row['shards']:>8}"
+        )
+    for side in ("train", "val"):
+        print(f"\n{side} begins with {facts[side]['peek']!r}")
+
+
+def describe(data: "TokenData") -> dict[str, Any]:
+    """What `gpt-data info --json` prints."""
+    facts: dict[str, Any] = {
+        "folder": str(data.folder),
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "split": data.split,
+        "tokenizer": {
+            "kind": data.tokenizer.kind,
+            "vocab_size": data.tokenizer.vocab_size,
+            "eot_id": data.tokenizer.eot_id,
+            "fingerprint": data.tokenizer.fingerprint,
+        },
+    }
+    for name, side in (("train", data.train), ("val", data.val)):
+        ids = side.read(0, min(PEEK_TOKENS, side.n_tokens)).tolist()
+        facts[name] = {
+            "documents": side.n_documents,
+            "tokens": side.n_tokens,
+            "bytes": side.n_bytes,
+            "bytes_per_token": side.n_bytes / side.n_tokens if side.n_tokens else None,
+            "shards": len(side.arrays),
+            "peek": data.tokenizer.decode(ids),
+        }
+    return facts
+
+
+def _tokenizer(config: "Config", out: Path | None) -> None:
+    """Makes the config's tokenizer, saves it, and shows what it learned."""
+    from gpt.data import make_tokenizer  # noqa: PLC0415
+
+    folder = Path(config.data.dir) / "tokenizer" if out is None else out
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} is a file; name a folder")
+    corpus, tokenizer = make_tokenizer(config)
+    try:
+        tokenizer.save(folder)
+    except OSError as error:
+        raise UserError(
+            f"--out: {folder} cannot be written: {error.strerror}; name another folder"
+        ) from None
+    n_bytes, n_tokens = _compression(tokenizer, corpus.texts(train_only=False))
+    print(
+        f"text             {corpus.name}: {corpus.n_documents:,} documents, {corpus.n_bytes:,} bytes"
+    )
+    print(
+        f"tokenizer        {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eot_id}"
+    )
+    print(f"bytes per token  {n_bytes / n_tokens:.3f}")
+    print(f"longest tokens   {'  '.join(map(repr, _longest(tokenizer)))}")
+    print(f"saved in         {folder}")
+    ranks = folder / "tokenizer.tiktoken"
+    if config.tokenizer.kind == "bpe":
+        say(f"to train with exactly these ids: tokenizer.kind: {ranks}")
+
+
+def _compression(tokenizer: "Tokenizer", texts: Any, limit: int = 10_000_000) -> tuple[int, int]:  # noqa: ANN401
+    """Bytes and tokens of the first texts, about `limit` bytes of them."""
+    n_bytes = n_tokens = 0
+    for text in texts:
+        n_bytes, n_tokens = n_bytes + len(text.encode()), n_tokens + len(tokenizer.encode(text))
+        if n_bytes >= limit:
+            break
+    return n_bytes, n_tokens
+
+
+def _longest(tokenizer: "Tokenizer", count: int = 5) -> list[str]:
+    """The longest tokens that are more than one repeated character."""
+    tokens = sorted(map(tokenizer.token_bytes, range(tokenizer.vocab_size)), key=len, reverse=True)
+    words = (token.decode("utf-8", "replace") for token in tokens if len(set(token.strip())) > 1)
+    return [word for word, _ in zip(words, range(count), strict=False)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpt-data", description="Text to tokens, and a look at them.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="tokenize the text of a config, or say it is done")
+    info = commands.add_parser("info", help="verify and describe a folder that build made")
+    tokenizer = commands.add_parser("tokenizer", help="make the tokenizer of a config, and save it")
+    for command in (build, tokenizer):
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = knobs_help()
+        command.add_argument(
+            "--config", type=Path, required=True, metavar="FILE", help="YAML config"
+        )
+    tokenizer.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to save it (default: data.dir/tokenizer)"
+    )
+    info.add_argument("folder", type=Path, metavar="DIR", help="the folder that build printed")
+    info.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser

@@ -1,0 +1,49 @@
+"""The command `gpt-train`: arguments in, a trained run out. Imports torch only when work begins."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt.configfile import knobs_help, load_config, split_overrides
+from gpt.errors import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_train, argv)
+
+
+def _train(argv: Sequence[str]) -> None:
+    rest, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(rest)
+    config = load_config(arguments.config, overrides)
+    if arguments.dry_run:
+        from gpt.build import dry_run
+
+        print("\n".join(dry_run(config, arguments.resume)))
+    else:
+        from gpt.train import train
+
+        train(config, resume=arguments.resume)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpt-train",
+        description="Trains a GPT as a YAML config says, or goes on where the run stopped.",
+        epilog=knobs_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="auto (default): go on from the newest whole checkpoint, if any; never: refuse if "
+        "there is one; must: refuse if there is none",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan, touch nothing"
+    )
+    return parser

@@ -1,0 +1,459 @@
+"""Every knob of a run on one page: typed, frozen, documented. Imports no torch."""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+TokenizerKind = Literal["bytes", "chars", "bpe", "gpt2", "cl100k_base", "o200k_base"]
+
+
+def _no_bool(value: object) -> object:
+    """YAML's true and false are not the numbers 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+def _switch(value: object) -> object:
+    """Reads `on`, `off`, `true` and `false` alike."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value
+
+
+def _with_default(given: object, default: dict[str, Any], *others: str) -> object:
+    """Spells out the default of a key that competes with others, where none of them is given."""
+    if isinstance(given, dict) and all(given.get(key) is None for key in [*default, *others]):
+        return {**given, **default}
+    return given
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, nothing changes after it was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class RunConfig(Section):
+    """The run's name, place and seed."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[^\s./\\][^/\\\x00-\x1f]*$",
+        max_length=200,
+        description="name of the run; its directory is run.dir/run.name",
+    )
+    dir: str = Field("runs", min_length=1, description="folder that holds the run directories")
+    seed: Int = Field(
+        1337, ge=0, lt=2**63, description="seed of the weights, the data order and the samples"
+    )
+
+
+class DataConfig(Section):
+    """Which text, and how it is divided."""
+
+    source: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "python-stdlib",
+        description="python-stdlib (the interpreter's own library), or a file, a folder, a glob, "
+        "or a list of them: .txt .md .py .jsonl .csv .parquet",
+    )
+    val_fraction: Float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the text kept for validation: whole documents where there are "
+        "several, the tail where there is one",
+    )
+    text_field: str = Field("text", description="field or column of .jsonl .csv .parquet to read")
+    encoding: str = Field("utf-8", description="encoding of the text files, as Python names it")
+    dir: str = Field("data", min_length=1, description="folder that holds the tokenized shards")
+
+
+class TokenizerConfig(Section):
+    """How text becomes ids."""
+
+    kind: str = Field(
+        "bpe",
+        min_length=1,
+        description="bytes, chars, bpe (trained on the data), gpt2, cl100k_base, o200k_base, "
+        "or the path of a ranks file (.tiktoken)",
+    )
+    vocab_size: Int = Field(
+        4096, ge=257, le=1_000_000, description="ids wished for; read by kind bpe only"
+    )
+    split: Literal["auto", "gpt2", "cl100k_base", "o200k_base"] = Field(
+        "auto",
+        description="rule that cuts text into words before bpe merges them, for kind bpe and for "
+        "ranks files; auto: by the number of ranks, else gpt2's",
+    )
+
+
+class ModelConfig(Section):
+    """The GPT's shape. A preset fills in what is not given beside it."""
+
+    preset: str | None = Field(
+        None, description="a named size; see the README; keys given beside it win"
+    )
+    n_layer: Int = Field(4, ge=1, le=1000, description="blocks")
+    n_head: Int = Field(4, ge=1, le=1024, description="attention heads a block")
+    n_kv_head: Int | None = Field(
+        None, ge=1, description="heads for keys and values; null: n_head (no grouping)"
+    )
+    n_embd: Int = Field(128, ge=1, le=65536, description="width: features of a token")
+    n_hidden: Int | None = Field(
+        None,
+        ge=1,
+        description="features inside the MLP; null: 4 x n_embd, for swiglu 8/3 x n_embd rounded "
+        "up to a multiple of 32",
+    )
+    context_len: Int = Field(256, ge=1, le=1_048_576, description="tokens that the model can see")
+    dropout: Float = Field(
+        0.0, ge=0, lt=1, description="share of embeddings and residual outputs dropped in training"
+    )
+    position: Literal["learned", "rotary"] = Field(
+        "rotary", description="learned: added vectors (GPT-2); rotary: turned q and k (LLaMA)"
+    )
+    rope_theta: Float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
+    norm: Literal["layernorm", "rmsnorm"] = Field("rmsnorm", description="normalisation")
+    norm_eps: Float = Field(1e-5, gt=0, description="added under the norm's root")
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = Field(
+        "relu2", description="MLP's activation; gelu_tanh is GPT-2's, swiglu LLaMA's"
+    )
+    bias: bool = Field(False, description="biases in linear layers and LayerNorm (GPT-2: true)")
+    tie_embeddings: bool = Field(
+        False, description="output layer shares the token embedding (GPT-2: true)"
+    )
+    qk_norm: bool = Field(True, description="normalise q and k in each head (no parameters)")
+    init: Literal["gpt2", "zero_proj"] = Field(
+        "zero_proj",
+        description="gpt2: normal(init_std), residual outputs / sqrt(2 n_layer); zero_proj: "
+        "residual outputs and an untied head start at 0, other matrices at 1/sqrt(fan_in)",
+    )
+    init_std: Float = Field(
+        0.02, gt=0, le=1, description="standard deviation of embeddings, and of gpt2's matrices"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("preset") is None:
+            return given
+        return {**PRESETS.get(str(given["preset"]), {}), **given}
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that hold keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def hidden(self) -> int:
+        """Features inside the MLP."""
+        if self.n_hidden is not None:
+            return self.n_hidden
+        if self.activation == "swiglu":
+            return math.ceil(8 * self.n_embd / 3 / 32) * 32
+        return 4 * self.n_embd
+
+
+class OptimizerConfig(Section):
+    """Who updates the weights, and how far."""
+
+    name: Literal["sgd", "adam", "adamw", "muon", "adafactor"] = Field(
+        "adamw",
+        description="update rule; muon: Muon for hidden matrices, AdamW for everything else",
+    )
+    lr: Float = Field(3e-4, gt=0, le=1e3, description="peak learning rate")
+    adamw_lr: Float | None = Field(
+        None, gt=0, le=1e3, description="muon only: peak rate of its AdamW part; null: lr"
+    )
+    betas: tuple[
+        Annotated[Float, Field(ge=0, lt=1)],
+        Annotated[Float, Field(ge=0, lt=1)],
+    ] = Field((0.9, 0.95), description="adam, adamw, muon's AdamW part: decay of the two averages")
+    eps: Float = Field(1e-8, gt=0, description="adam, adamw: added to the update's denominator")
+    momentum: Float = Field(0.95, ge=0, lt=1, description="sgd, muon: decay of the average")
+    weight_decay: Float = Field(
+        0.1, ge=0, description="decay; coupled in sgd and adam, decoupled in the others"
+    )
+    decay_on: Literal["matrices", "all"] = Field(
+        "matrices", description="which parameters decay; matrices leaves out norms and biases"
+    )
+
+
+class ScheduleConfig(Section):
+    """The rate at each step."""
+
+    name: Literal["warmup_cosine", "constant"] = Field(
+        "warmup_cosine", description="shape after the warmup"
+    )
+    warmup_steps: Int | None = Field(
+        None, ge=0, description="steps from start_factor x lr up to lr; null: warmup_fraction"
+    )
+    warmup_fraction: Float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the same as a share of all steps; 0.02 if neither is given",
+    )
+    start_factor: Float = Field(0.1, gt=0, le=1, description="share of lr that step 0 uses")
+    min_lr: Float | None = Field(
+        None, ge=0, description="floor that the cosine ends on, for a group at lr; null: lr / 10"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_warmup(cls, given: object) -> object:
+        return _with_default(given, {"warmup_fraction": 0.02}, "warmup_steps")
+
+
+class TrainConfig(Section):
+    """The loop. The first limit that is reached ends the run."""
+
+    max_steps: Int | None = Field(
+        None, ge=1, le=10**9, description="optimizer steps; 2000 where no such limit is given"
+    )
+    max_tokens: Int | None = Field(None, ge=1, description="tokens trained on")
+    max_epochs: Float | None = Field(None, gt=0, description="passes over the training text")
+    max_time_s: Float | None = Field(
+        None, gt=0, description="seconds of training; stops early, the schedule stays as planned"
+    )
+    batch_size: Int = Field(32, ge=1, le=10**7, description="sequences an optimizer step")
+    micro_batch_size: Int | None = Field(
+        None, ge=1, description="sequences at a time on the device; null: batch_size"
+    )
+    grad_clip: Float | None = Field(
+        1.0, ge=0, description="largest norm of the gradient; null or 0: no clipping"
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps",
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of the matrix products; weights stay fp32"
+    )
+    compile: Switch = Field("auto", description="torch.compile; auto: where it pays in this run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: object) -> object:
+        return _with_default(given, {"max_steps": 2000}, "max_tokens", "max_epochs")
+
+
+class EvalConfig(Section):
+    """Validation: the same tokens each time."""
+
+    every_steps: Int = Field(250, ge=1, description="steps between evaluations")
+    max_tokens: Int | None = Field(
+        204_800, ge=1, description="tokens, evenly over the validation text; null: all of it"
+    )
+    patience: Int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one; null: never"
+    )
+    sample_tokens: Int = Field(
+        80, ge=0, le=100_000, description="tokens of the sample printed at evaluations; 0: none"
+    )
+    sample_prompt: str = Field(
+        "", description="how that sample begins; empty: as a new document does"
+    )
+
+
+class CheckpointConfig(Section):
+    """What survives."""
+
+    every_steps: Int = Field(250, ge=1, description="steps between checkpoints")
+    keep: Int = Field(
+        3, ge=1, le=10_000, description="newest checkpoints kept; the best one is kept besides"
+    )
+
+
+class LogConfig(Section):
+    """What is written down on the way."""
+
+    every_steps: Int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (extra: track)")
+    wandb: bool = Field(False, description="also log to Weights & Biases (extra: track)")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig.model_validate({})
+    train: TrainConfig = TrainConfig.model_validate({})
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.train.batch_size * self.model.context_len
+
+    def total_steps(self, epoch_tokens: int) -> int:
+        """Optimizer steps of the whole run: the first of the limits in steps, tokens, epochs.
+
+        `epoch_tokens` is the number of training tokens. A limit in tokens or epochs is rounded up
+        to whole steps.
+        """
+        train, limits = self.train, []
+        if train.max_steps is not None:
+            limits.append(train.max_steps)
+        if train.max_tokens is not None:
+            limits.append(math.ceil(train.max_tokens / self.tokens_per_step))
+        if train.max_epochs is not None:
+            limits.append(math.ceil(train.max_epochs * epoch_tokens / self.tokens_per_step))
+        return max(1, min(limits))
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps of the warmup in a run of `total_steps`."""
+        if self.schedule.warmup_steps is not None:
+            return self.schedule.warmup_steps
+        assert self.schedule.warmup_fraction is not None
+        return round(total_steps * self.schedule.warmup_fraction)
+
+    @property
+    def min_lr(self) -> float:
+        """The rate that the schedule ends on."""
+        floor = self.schedule.min_lr
+        return self.optimizer.lr / 10 if floor is None else floor
+
+
+def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Values valid alone and impossible together: (the keys, what is wrong and the fix)."""
+    model, schedule, train = config.model, config.schedule, config.train
+    if model.preset is not None and model.preset not in PRESETS:
+        yield (
+            ("model.preset",),
+            f"{model.preset!r} is not a preset; there are {', '.join(PRESETS)}",
+        )
+    if model.n_embd % model.n_head:
+        fits = [n for n in range(1, model.n_embd + 1) if model.n_embd % n == 0]
+        near = min(fits, key=lambda n: abs(n - model.n_head))
+        yield (
+            ("model.n_embd", "model.n_head"),
+            f"n_embd {model.n_embd} is not divisible by n_head {model.n_head}; "
+            f"n_head {near} would fit",
+        )
+    elif model.position == "rotary" and model.head_dim % 2:
+        yield (
+            ("model.n_embd", "model.n_head", "model.position"),
+            f"rotary positions need an even head size, n_embd / n_head is {model.head_dim}; "
+            "change n_head, or position: learned",
+        )
+    if model.n_head % model.kv_heads:
+        yield (
+            ("model.n_head", "model.n_kv_head"),
+            f"n_head {model.n_head} is not divisible by n_kv_head {model.n_kv_head}; "
+            f"take a divisor of {model.n_head}, or null",
+        )
+    if schedule.warmup_steps is not None and schedule.warmup_fraction is not None:
+        yield (
+            ("schedule.warmup_steps", "schedule.warmup_fraction"),
+            "warmup_steps and warmup_fraction both say how long the warmup is; remove one",
+        )
+    if train.max_epochs is None:
+        yield from schedule_problems(config, config.total_steps(epoch_tokens=0))
+    if config.min_lr > config.optimizer.lr:
+        yield (
+            ("schedule.min_lr", "optimizer.lr"),
+            f"the floor min_lr {config.min_lr:g} is above the peak lr {config.optimizer.lr:g}; "
+            "lower min_lr, or leave it out for lr / 10",
+        )
+    if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
+        yield (
+            ("train.micro_batch_size", "train.batch_size"),
+            f"micro_batch_size {train.micro_batch_size} is above batch_size {train.batch_size}; "
+            "a step holds batch_size sequences, so lower the first or raise the second",
+        )
+
+
+def schedule_problems(config: Config, total_steps: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What only shows once the number of steps is known."""
+    warmup = config.warmup_steps(total_steps)
+    if warmup > total_steps:
+        yield (
+            ("schedule.warmup_steps", "train.max_steps"),
+            f"a warmup of {warmup} steps does not fit into a run of {total_steps}; "
+            f"lower it to at most {total_steps} (1-5 % is usual), or train longer",
+        )
+
+
+def is_tokenizer_kind(kind: str) -> bool:
+    """Whether `tokenizer.kind` is one of the names; anything else is the path of a ranks file."""
+    return kind in get_args(TokenizerKind)
+
+
+_GPT2: dict[str, Any] = {
+    "position": "learned",
+    "norm": "layernorm",
+    "norm_eps": 1e-5,
+    "activation": "gelu_tanh",
+    "bias": True,
+    "tie_embeddings": True,
+    "qk_norm": False,
+    "init": "gpt2",
+    "init_std": 0.02,
+}
+_LLAMA: dict[str, Any] = {
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "norm_eps": 1e-5,
+    "activation": "swiglu",
+    "bias": False,
+    "tie_embeddings": False,
+    "qk_norm": False,
+    "init": "gpt2",
+    "init_std": 0.02,
+}
+
+
+def _shape(n_layer: int, n_head: int, n_embd: int, context_len: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+        "context_len": context_len,
+        **more,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # GPT-2 (Radford et al. 2019, table 2; parameter counts as OpenAI corrected them).
+    "gpt2-124m": _GPT2 | _shape(12, 12, 768, 1024),
+    "gpt2-355m": _GPT2 | _shape(24, 16, 1024, 1024),
+    "gpt2-774m": _GPT2 | _shape(36, 20, 1280, 1024),
+    "gpt2-1.5b": _GPT2 | _shape(48, 25, 1600, 1024),
+    # GPT-3 (Brown et al. 2020, table 2.1). Its dense layers; the paper's sparse ones are not here.
+    # The paper gives the 1.3B model 24 heads of 128, which is not its width: 16 of 128 is.
+    "gpt3-125m": _GPT2 | _shape(12, 12, 768, 2048),
+    "gpt3-350m": _GPT2 | _shape(24, 16, 1024, 2048),
+    "gpt3-760m": _GPT2 | _shape(24, 16, 1536, 2048),
+    "gpt3-1.3b": _GPT2 | _shape(24, 16, 2048, 2048),
+    # LLaMA's architecture at small sizes: GaLore's 60M-350M (Zhao et al. 2024), TinyLlama-1.1B
+    # (Zhang et al. 2024).
+    "llama-60m": _LLAMA | _shape(8, 8, 512, 1024, n_hidden=1376, norm_eps=1e-6),
+    "llama-130m": _LLAMA | _shape(12, 12, 768, 1024, n_hidden=2048, norm_eps=1e-6),
+    "llama-350m": _LLAMA | _shape(24, 16, 1024, 1024, n_hidden=2736, norm_eps=1e-6),
+    "llama-1.1b": _LLAMA | _shape(22, 32, 2048, 2048, n_hidden=5632, n_kv_head=4),
+    # For CPUs, with this project's defaults for everything else.
+    "cpu-1m": _shape(4, 4, 128, 256),
+    "cpu-3m": _shape(4, 4, 256, 256),
+    "cpu-10m": _shape(6, 6, 384, 256),
+}

@@ -1,0 +1,346 @@
+"""Reads a config from YAML and the command line: every mistake at once, with its file and line.
+
+What the knobs are is `config`'s business.
+"""
+
+import difflib
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gpt.config import Config, contradictions
+from gpt.errors import UserError
+
+MAX_FILE_BYTES = 1_000_000
+Override = tuple[str, str]
+
+
+@dataclass
+class _Problem:
+    """One mistake: where it stands, which keys it concerns, what to do."""
+
+    where: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        named = not self.key or self.where.endswith(self.key)
+        return (
+            f"{self.where}: {self.message}"
+            if named
+            else f"{self.where}: {self.key}: {self.message}"
+        )
+
+
+@dataclass
+class _Source:
+    """Raw values by section and key, and where each was written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    problems: list[_Problem] = field(default_factory=list)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `3e-4` is a number, `no` and `1:30` are text, 017 is seventeen."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9][0-9_]*$", list("-+0123456789")),
+    (
+        "float",
+        r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$"
+        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _read_int(loader: yaml.SafeLoader, node: yaml.Node) -> int:
+    assert isinstance(node, yaml.ScalarNode)
+    return int(loader.construct_scalar(node).replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
+
+
+def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> Config:
+    """Reads a config file (or only the defaults), applies `section.key` overrides, checks it all.
+
+    Raises UserError with one line for each mistake in the file and on the command line.
+    """
+    source = _read_yaml(path) if path is not None else _Source()
+    _apply_overrides(source, overrides)
+    config, problems = _validate(source)
+    problems = source.problems + problems
+    if problems:
+        raise UserError(*dict.fromkeys(str(problem) for problem in problems))
+    assert config is not None
+    return config
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Takes `--section.key VALUE` and `--section.key=VALUE` out of a command line.
+
+    Returns what is left for argparse, and the overrides. Raises UserError for one without a value.
+    """
+    rest: list[str] = []
+    overrides: list[Override] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name:
+            rest.append(word)
+            continue
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise UserError(f"command line: {word} needs a value: {word} VALUE")
+            value = following
+        overrides.append((name, value))
+    return rest, overrides
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML with every default spelled out; `load_config` on it gives it back."""
+    sections = config.model_dump(mode="json")
+    lines = ["# The resolved config of this run: `gpt-train --config` on this file repeats it."]
+    for section, values in sections.items():
+        lines.append(f"{section}:")
+        # JSON is YAML: quotes and lists come out right, and 1e-05 stays a number for our loader.
+        lines += [
+            f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema that editors use to complete and check a config."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def knobs() -> Iterator[tuple[str, str, str, str]]:
+    """Every knob: its key, its type, its default, its description."""
+    for section, outer in Config.model_fields.items():
+        for key, info in _section_class(outer.annotation).model_fields.items():
+            default = json.dumps(info.default, ensure_ascii=False)
+            yield f"{section}.{key}", _type_name(info.annotation), default, info.description or ""
+
+
+def knobs_help() -> str:
+    """Every knob on a page, grouped by section, for a command's `--help`."""
+    lines = ["config keys (YAML `section: {key: value}`, or --section.key VALUE):"]
+    for name, kind, default, description in knobs():
+        text = f"{kind}, default {default}. {description}"
+        lines.append(f"  --{name}")
+        lines += textwrap.wrap(text, 88, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _section_class(annotation: Any) -> type[BaseModel]:  # noqa: ANN401
+    assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation
+
+
+def _type_name(annotation: Any) -> str:  # noqa: ANN401
+    """A type as a user would say it."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type_name(part) for part in get_args(annotation)))
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(annotation.__origin__)
+    if get_origin(annotation) in (list, tuple):
+        return "list"
+    if get_args(annotation):
+        return "|".join(str(choice) for choice in get_args(annotation))
+    names = {int: "integer", float: "number", str: "text", bool: "true|false", type(None): "null"}
+    return names[annotation]
+
+
+def _read_yaml(path: Path) -> _Source:
+    """Parses the file into sections, with the line of every key. Duplicate keys are problems."""
+    source = _Source()
+    root = _compose(path, _read_text(path))
+    if root is None:
+        return source
+    for section, node, where in _pairs(root, path, "", source):
+        source.where[section] = where
+        source.values[section] = {}
+        if isinstance(node, yaml.MappingNode):
+            for key, value, line in _pairs(node, path, f"{section}.", source):
+                source.where[f"{section}.{key}"] = line
+                source.values[section][key] = _construct(value)
+        elif node.tag != "tag:yaml.org,2002:null" and section in Config.model_fields:
+            message = "a section holds `key: value` lines, indented below it"
+            source.problems.append(_Problem(where, section, message))
+    return source
+
+
+def _read_text(path: Path) -> str:
+    """The file's text; UserError for a file that is missing, too large or no text."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
+        raise UserError(f"--config: {path} does not exist{hint}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config: {path} cannot be read ({error}); give a YAML file") from None
+    if len(raw) > MAX_FILE_BYTES:
+        size = f"{len(raw):,} bytes, a config at most {MAX_FILE_BYTES:,}"
+        raise UserError(f"--config: {path} has {size}; is it one?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start}"
+        raise UserError(f"{path}: not UTF-8 text ({where}); save it as UTF-8") from None
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    """The tree of YAML nodes; UserError with the line for what is not YAML, and for aliases."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise UserError(f"{path}: YAML aliases (*name) are not read; write the value out")
+        return yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; a config has sections and keys only") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        raise UserError(f"{path}{line}: not valid YAML: {problem}; fix that line") from None
+
+
+def _construct(node: yaml.Node) -> Any:  # noqa: ANN401
+    """The plain value of a node; nested mappings are never valid, and come out as text."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child) for child in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return "{...}"
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node)
+    except yaml.YAMLError:
+        return f"{node.tag} {node.value}"
+    finally:
+        loader.dispose()
+
+
+def _pairs(
+    node: yaml.Node, path: Path, prefix: str, source: _Source
+) -> Iterator[tuple[str, yaml.Node, str]]:
+    """The pairs of a mapping, each with the place of its key; repeated keys become problems."""
+    if not isinstance(node, yaml.MappingNode):
+        message = "a config is made of sections (`model:`) with `key: value` lines below"
+        source.problems.append(_Problem(f"{path}:{node.start_mark.line + 1}", "", message))
+        return
+    first: dict[str, int] = {}
+    for key_node, value in node.value:
+        line = key_node.start_mark.line + 1
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        if key in first:
+            message = f"given twice, first in line {first[key]}; remove one"
+            source.problems.append(_Problem(f"{path}:{line}", f"{prefix}{key}", message))
+            continue
+        first[key] = line
+        yield key, value, f"{path}:{line}"
+
+
+def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
+    """Puts `--section.key value` over what the file says; text fields take the value as typed."""
+    text_keys = {name for name, kind, _, _ in knobs() if kind in ("text", "text or null")}
+    for name, raw in overrides:
+        section, _, key = name.partition(".")
+        where = f"command line: --{name}"
+        source.where[name] = where
+        if not isinstance(source.values.setdefault(section, {}), dict):
+            source.values[section] = {}
+        source.where.setdefault(section, where)
+        value: Any = raw
+        if name not in text_keys or raw in ("null", "~"):
+            try:
+                node = yaml.compose(raw, Loader=_Loader)
+                value = _construct(node) if node is not None else None
+            except (yaml.YAMLError, RecursionError):
+                value = raw
+        source.values[section][key] = value
+
+
+def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
+    """Checks types, ranges and contradictions; contradictions also beside other mistakes."""
+    problems: list[_Problem] = []
+    values = source.values
+    try:
+        config: Config | None = Config.model_validate(values)
+    except ValidationError as error:
+        bad = {".".join(str(part) for part in e["loc"][:2]) for e in error.errors()}
+        problems = [_problem(source, dict(e)) for e in error.errors()]
+        healthy = {
+            section: {key: v for key, v in keys.items() if f"{section}.{key}" not in bad}
+            for section, keys in values.items()
+            if isinstance(keys, dict) and section not in bad
+        }
+        try:
+            config = Config.model_validate(healthy)
+        except ValidationError:
+            config = None
+    else:
+        bad = set()
+    if config is not None:
+        for keys, message in contradictions(config):
+            if not bad.intersection(keys):
+                place = next((source.where[key] for key in keys if key in source.where), "config")
+                problems.append(_Problem(place, keys[0], message))
+    return config, problems
+
+
+def _problem(source: _Source, error: dict[str, Any]) -> _Problem:
+    """A pydantic error in a user's words."""
+    path = [str(part) for part in error["loc"][:2]]
+    key = ".".join(path)
+    where = source.where.get(key) or source.where.get(path[0], "config")
+    if error["type"] == "extra_forbidden":
+        return _Problem(where, key, f"no such key{_nearest(path)}")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "string_pattern_mismatch":
+        info = _section_class(Config.model_fields[path[0]].annotation).model_fields[path[1]]
+        message = f"not of the form of this key ({info.description})"
+    elif error["type"] != "value_error":
+        message = (
+            f"must be {message}" if message[:1].islower() or message.startswith("'") else message
+        )
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return _Problem(where, key, f"{message}; got {shown}")
+
+
+def _nearest(path: list[str]) -> str:
+    """The nearest valid key, for a typo; a key that lives in another section is found there."""
+    known = [name for name, _, _, _ in knobs()]
+    wished = ".".join(path)
+    elsewhere = [name for name in known if name.rpartition(".")[2] == path[-1]]
+    candidates = list(Config.model_fields) if len(path) == 1 else known
+    near = difflib.get_close_matches(wished, candidates, 1, 0.6)
+    if len(path) == 1 and not near:
+        near = elsewhere
+    found = near or elsewhere
+    if found:
+        return f"; did you mean {found[0]}?"
+    section = path[0] if path[0] in Config.model_fields and len(path) == 2 else None
+    if section is None:
+        return f"; the sections are {', '.join(Config.model_fields)}"
+    inside = [name.rpartition(".")[2] for name in known if name.startswith(f"{section}.")]
+    return f"; {section} has {', '.join(inside)}"

@@ -1,0 +1,50 @@
+"""Failures that a user can fix, and how a command ends; no other module decides exit codes."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USER = 2
+
+
+class UserError(Exception):
+    """A mistake that the user can fix: each line names the value, the limit and the fix."""
+
+    def __init__(self, *lines: str) -> None:
+        """Takes one line for each mistake."""
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to stop, and saved)
+    """A run that ended early because of a signal, after it had saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        """Takes the number of the signal, which decides the exit code: 128 + number."""
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+def say(line: str = "") -> None:
+    """Prints a line for people (stderr); stdout stays free for text that is piped on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command's body and turns its end into the exit code that the shell sees."""
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except UserError as error:
+        for line in error.lines:
+            say(f"error: {line}")
+        return EXIT_USER
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (`| head`) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

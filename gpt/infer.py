@@ -1,0 +1,158 @@
+"""Inference, from top to bottom: checkpoint, prompt, tokens, text.
+
+    prompt --tokenizer--> ids --model--> logits --sampling--> next id --tokenizer--> text
+                           ^                                     |
+                           +-------------------------------------+
+
+This page opens the checkpoint and shows what comes out; the loop itself is `generate`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt.checkpoint import load_for_inference
+from gpt.device import DTYPES, pick_device, pick_dtype, set_threads
+from gpt.errors import UserError, say
+from gpt.generate import Piece, Sampling, generate
+from gpt.model import GPT, count_parameters
+from gpt.rundir import find_checkpoint
+from gpt.tokenizer import Tokenizer, clean_text
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `gpt-infer` was asked for."""
+
+    prompts: list[str] | None
+    """Texts to continue; None: ask for them one by one."""
+    sampling: Sampling
+    samples: int = 1
+    run: Path | None = None
+    checkpoint: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    as_json: bool = False
+    stats: bool = False
+
+
+def infer(request: Request) -> None:
+    """Loads the checkpoint and continues the prompts on stdout. Raises UserError."""
+    device = pick_device(request.device)
+    set_threads()
+    folder = find_checkpoint(request.run, request.checkpoint)
+    model, tokenizer = load_for_inference(folder, device)
+    model = model.to(inference_dtype(request.dtype, device, model))
+    if request.prompts is None:
+        interact(model, tokenizer, request)
+    else:
+        answer(model, tokenizer, request, request.prompts)
+
+
+def inference_dtype(wish: str, device: torch.device, model: GPT) -> torch.dtype:
+    """The format that the weights are converted to; auto: fp32 except on a GPU."""
+    if wish not in ("auto", *DTYPES):
+        raise UserError(f"--dtype: {wish!r} is not one of auto, {', '.join(DTYPES)}")
+    if wish == "auto" and device.type != "cuda":
+        return torch.float32
+    return pick_dtype(wish, device, count_parameters(model))[0]
+
+
+def answer(model: GPT, tokenizer: Tokenizer, request: Request, prompts: list[str]) -> None:
+    """Generates for all prompts and shows the rows in order, each as it comes."""
+    start, tokens = time.perf_counter(), 0
+    pieces = generate(model, tokenizer, prompts, request.sampling, request.samples)
+    for piece in show(pieces, prompts, request):
+        if piece.completion is not None:
+            tokens += len(piece.completion.tokens)
+    if request.stats:
+        seconds = time.perf_counter() - start
+        say(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s")
+
+
+def show(pieces: Iterable[Piece], prompts: list[str], request: Request) -> Iterator[Piece]:
+    """Prints the pieces of all rows and passes them on.
+
+    Rows are generated side by side, and printed one after the other: the first one that is not
+    finished streams, later ones wait. More than one row: each begins with a line that names it.
+    """
+    order = [
+        (prompt, sample) for prompt in range(len(prompts)) for sample in range(request.samples)
+    ]
+    waiting: dict[tuple[int, int], list[Piece]] = {key: [] for key in order}
+    at = 0
+    begun = False
+    for piece in pieces:
+        waiting[piece.prompt_index, piece.sample].append(piece)
+        finished = True
+        while finished and at < len(order):
+            finished = False
+            for ready in waiting[order[at]]:
+                if request.as_json:
+                    _print_json(ready)
+                else:
+                    begun = begun or _begin(order[at], prompts, request)
+                    _print_piece(ready)
+                finished = ready.completion is not None
+            waiting[order[at]].clear()
+            if finished:
+                at, begun = at + 1, False
+        yield piece
+
+
+def _begin(key: tuple[int, int], prompts: list[str], request: Request) -> bool:
+    """Prints what stands before a continuation: the row's name if there are several, the prompt."""
+    (prompt, sample), several = key, []
+    if len(prompts) > 1:
+        several.append(f"prompt {prompt + 1}/{len(prompts)}")
+    if request.samples > 1:
+        several.append(f"sample {sample + 1}/{request.samples}")
+    if several:
+        print(f"--- {', '.join(several)} ---")
+    print(clean_text(prompts[prompt]), end="", flush=True)
+    return True
+
+
+def _print_piece(piece: Piece) -> None:
+    print(piece.text, end="\n" if piece.completion else "", flush=True)
+
+
+def _print_json(piece: Piece) -> None:
+    if piece.completion is not None:
+        row = {
+            "prompt": clean_text(piece.completion.prompt),
+            "text": piece.completion.text,
+            "tokens": piece.completion.tokens,
+            "finish_reason": piece.completion.finish_reason,
+        }
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
+    """Reads a prompt, continues it, and again, until `:q` or the end of the input.
+
+    Ctrl-C stops a generation, or drops a half-typed prompt. A mistake costs its line only.
+    """
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        import readline  # noqa: F401 (gives input() its line editing and history)
+
+        say("A prompt a line; Ctrl-C stops a text, :q or Ctrl-D ends.")
+    while True:
+        try:
+            prompt = input("> " if at_terminal else "")
+            if prompt.strip() == ":q":
+                return
+            answer(model, tokenizer, request, [prompt])
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(flush=True)
+        except UserError as error:
+            for line in error.lines:
+                say(f"error: {line}")

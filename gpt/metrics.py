@@ -1,0 +1,270 @@
+"""What a run says of itself: console line, metrics.jsonl, TensorBoard, W&B; and reading it back.
+
+What the numbers mean, and whether they are healthy, is not decided here.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from tqdm import tqdm
+
+from gpt.config import Config
+from gpt.errors import UserError
+
+METRICS_NAME = "metrics.jsonl"
+Record = dict[str, Any]
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricsLog:
+    """Writes records to a run's metrics.jsonl, and to TensorBoard and W&B where wished for."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        config: Config | None = None,
+    ) -> None:
+        """Opens the file for appending; run `truncate_after` first when resuming.
+
+        `config` is what W&B shows beside the run. Raises UserError if TensorBoard or W&B is wished
+        for and not installed.
+        """
+        self._tensorboard = _open_tensorboard(run_dir) if tensorboard else None
+        self._wandb = _open_wandb(run_dir, config) if wandb else None
+        # Unbuffered: a line is with the operating system, in one call, before `write` returns.
+        self._file = (run_dir / METRICS_NAME).open("ab", buffering=0)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record as one line; it survives whatever happens to this process."""
+        text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+        self._file.write(text.encode() + b"\n")
+        numbers = _numbers(record)
+        step = int(record.get("step", 0))
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None and numbers:
+            # Not `step=`: W&B drops steps that are written twice, as after a resume.
+            self._wandb.log({**numbers, "step": step})
+
+    def close(self) -> None:
+        """Closes the file and the trackers."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _open_tensorboard(run_dir: Path) -> Any:  # noqa: ANN401
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise _not_installed("tensorboard") from None
+    # A resumed run hides what the interrupted one wrote past the checkpoint.
+    purge = max((int(_step(record)) for record in read_metrics(run_dir)), default=-1) + 1
+    folder = str(run_dir / "tensorboard")
+    return SummaryWriter(folder, purge_step=purge or None)
+
+
+def _open_wandb(run_dir: Path, config: Config | None) -> Any:  # noqa: ANN401
+    try:
+        import wandb
+    except ImportError:
+        raise _not_installed("wandb") from None
+    # The project's name comes from WANDB_PROJECT; WANDB_MODE=offline keeps everything here.
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "gpt-train"),
+        name=config.run.name if config else run_dir.name,
+        dir=str(run_dir),
+        config=config.model_dump(mode="json") if config else None,
+    )
+
+
+def _not_installed(package: str) -> UserError:
+    return UserError(
+        f"log.{package}: on, but the package {package} is not installed; "
+        f'pip install "gpt-train[track]", or set log.{package} to false'
+    )
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """The values that trackers can draw, named `kind/key`."""
+    kind = record.get("kind", "train")
+    return {
+        f"{kind}/{key}": float(value)
+        for key, value in record.items()
+        if key != "step" and isinstance(value, int | float)
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """The value with non-finite numbers as text, since JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401
+    """The opposite of `_plain`."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _number(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_number(inner) for inner in value]
+    return value
+
+
+def read_metrics(run_dir: Path) -> list[Record]:
+    """The records of a run; no file is no records, and lines torn by a crash are left out."""
+    return [record for _, record in _lines(run_dir / METRICS_NAME)]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    """The whole lines of the file: as written, and read."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn, or not UTF-8
+            continue
+        if isinstance(record, dict) and line.endswith(b"\n"):
+            yield line, {key: _number(value) for key, value in record.items()}
+
+
+def truncate_after(run_dir: Path, step: int) -> None:
+    """Drops what was written after `step`, and torn lines, so that a resume repeats no step.
+
+    The file is replaced as a whole: a crash leaves the old one or the new one.
+    """
+    path = run_dir / METRICS_NAME
+    if not path.exists():
+        return
+    kept = b"".join(line for line, record in _lines(path) if _step(record) <= step)
+    if kept == path.read_bytes():
+        return
+    temporary = path.with_name(f".{METRICS_NAME}.tmp")
+    with temporary.open("wb") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":  # the new name must survive a power failure too
+        folder = os.open(run_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _step(record: Record) -> float:
+    step = record.get("step", 0)
+    return step if isinstance(step, int | float) else 0
+
+
+class Console:
+    """Progress for people, on stderr: a bar on a terminal, plain lines in a log."""
+
+    def __init__(
+        self, total_steps: int, *, start_step: int = 0, stream: TextIO | None = None
+    ) -> None:
+        """Takes the steps of the whole run, and how many were done before this process."""
+        self._stream = sys.stderr if stream is None else stream
+        self._total_steps = total_steps
+        self._bar: tqdm[NoReturn] | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                file=self._stream,
+                dynamic_ncols=True,
+                miniters=1,
+                bar_format="|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def step(
+        self, record: Mapping[str, Any], *, log: bool = True, left_s: float | None = None
+    ) -> None:
+        """Shows a completed step; `record` has the fields of a `train` line.
+
+        Without a terminal only steps with `log` are printed. `left_s` is the time left in seconds.
+        """
+        text = progress_text(record, left_s)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(int(record["step"]) - self._bar.n)
+        elif log:
+            self._print(f"step {record['step']}/{self._total_steps}  {text}")
+
+    def line(self, text: str) -> None:
+        """Prints a line; above the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and frees the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def progress_text(record: Mapping[str, Any], left_s: float | None = None) -> str:
+    """The fields of a `train` record that people watch, those that it has."""
+    formats = {
+        "loss": "loss {:.4f}",
+        "lr": "lr {:.2e}",
+        "grad_norm": "grad {:.2f}",
+        "tokens_per_s": "{:,.0f} tok/s",
+    }
+    parts = [
+        text.format(record[key]) for key, text in formats.items() if record.get(key) is not None
+    ]
+    if left_s is not None and math.isfinite(left_s):
+        parts.append(f"{duration(left_s)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A duration in at most two units: `42s`, `1m40s`, `3h05m`, `2d04h`."""
+    whole = max(0, round(seconds))
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02d}h"
+    if hours:
+        return f"{hours}h{m:02d}m"
+    return f"{minutes}m{s:02d}s" if minutes else f"{s}s"

@@ -1,0 +1,295 @@
+"""The GPT: token ids in, logits of the next token out; and where its parameters are.
+
+Letters in shape comments:
+
+    B  sequences in a batch        H  attention heads
+    T  tokens in a sequence        D  features of one head, C / H
+    C  width, features of a token  V  tokens in the vocabulary
+
+With GPT-2's options this is exactly GPT-2, with LLaMA's exactly LLaMA. The loss, sampling and
+files are not here.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the name that everyone knows it by)
+
+from gpt.config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Cache(Protocol):
+    """What the model asks of a memory that holds the keys and values of earlier tokens."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Places of the new tokens in their sequences: (T,), or (B, T) where rows differ."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """True where a new token may look, (B, 1, T, S); None: causal, nothing to hide."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values (B, H, T, D); returns all of them so far (B, H, S, D)."""
+
+
+class Attention(nn.Module):
+    """Each token asks (q) all tokens up to itself (k) and takes a mix of their answers (v)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Takes the model's shape and the number of its block."""
+        super().__init__()
+        width, kv_width = config.n_embd, config.kv_heads * config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.grouped = config.kv_heads < config.n_head
+        self.qk_norm = config.qk_norm
+        self.norm_eps = config.norm_eps
+        self.wq = nn.Linear(width, width, bias=config.bias)
+        self.wk = nn.Linear(width, kv_width, bias=config.bias)
+        self.wv = nn.Linear(width, kv_width, bias=config.bias)
+        self.wo = nn.Linear(width, width, bias=config.bias)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache | None) -> Tensor:
+        """Mixes information between the tokens of (B, T, C)."""
+        q, k, v = (heads.transpose(1, 2) for heads in self.project(x))  # (B, H, T, D)
+        if self.qk_norm:
+            q = F.rms_norm(q, (self.head_dim,), eps=self.norm_eps)
+            k = F.rms_norm(k, (self.head_dim,), eps=self.norm_eps)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+            mask = cache.mask
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and q.size(2) > 1, enable_gqa=self.grouped
+        )  # (B, H, T, D)
+        out: Tensor = self.wo(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return out
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The q, k and v of each token, cut into heads: (B, T, H, D)."""
+        cut = (-1, self.head_dim)
+        q, k, v = self.wq(x), self.wk(x), self.wv(x)
+        return q.unflatten(-1, cut), k.unflatten(-1, cut), v.unflatten(-1, cut)
+
+
+class MLP(nn.Module):
+    """The feed-forward part (the chapter's FFN): each token by itself, out to d_ff and back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Takes the model's shape."""
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Changes the features of each token of (B, T, C)."""
+        out: Tensor = self.down(self.expand(x))  # (B, T, C)
+        return out
+
+    def expand(self, x: Tensor) -> Tensor:
+        """The hidden features of each token, (B, T, d_ff)."""
+        hidden: Tensor = self.up(x)
+        match self.activation:
+            case "gelu":
+                return F.gelu(hidden)
+            case "gelu_tanh":
+                return F.gelu(hidden, approximate="tanh")
+            case "swiglu":
+                return F.silu(self.gate(x)) * hidden
+            case "relu2":
+                return F.relu(hidden).square()
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy and added back to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        """Takes the model's shape and the number of this block."""
+        super().__init__()
+        self.attn_norm = build_norm(config)
+        self.attn = Attention(config, layer)
+        self.mlp_norm = build_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache | None) -> Tensor:
+        """One round of mixing between and within tokens, (B, T, C)."""
+        x = x + self.dropout(self.attn(self.attn_norm(x), rotation, cache))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only Transformer."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        """Builds and initialises the model; the same global torch seed gives the same weights."""
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.tok_emb = nn.Embedding(vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.pos_emb = nn.Embedding(config.context_len, config.n_embd)
+        else:
+            cos, sin = rotary_tables(config.context_len, config.head_dim, config.rope_theta)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = build_norm(config)
+        self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.tok_emb.weight
+        self.init_weights()
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of the ids (B, T)."""
+        logits: Tensor = self.head(self.features(ids, cache))  # (B, T, V)
+        return logits
+
+    def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads: the normalised stream (B, T, C) after the last block."""
+        return self.transform(self.tok_emb(ids), cache)
+
+    def transform(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """From token embeddings (B, T, C), without positions, to what the head reads."""
+        places = slice(x.size(1)) if cache is None else cache.positions
+        rotation = None
+        if self.config.position == "learned":
+            x = x + self.pos_emb.weight[places]
+        else:
+            rotation = self.rotation(places)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotation, cache)
+        out: Tensor = self.final_norm(x)
+        return out
+
+    def rotation(self, places: Tensor | slice) -> Rotation:
+        """Cosines and sines of the positions, shaped to meet (B, H, T, D)."""
+        cos, sin = self.cos[places], self.sin[places]  # (T, D / 2) or (B, T, D / 2)
+        return cos.unsqueeze(-3), sin.unsqueeze(-3)  # (1, T, D / 2) or (B, 1, T, D / 2)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draws every weight anew, as `config.init` says, with torch's global generator.
+
+        Source: gpt2: Radford et al. 2019, section 2.3 (residual outputs scaled by the depth);
+        zero_proj: Zhang et al. 2019 (Fixup), section 3: residual branches that start at zero.
+        """
+        config = self.config
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.normal_(std=config.init_std)
+            elif isinstance(module, nn.Linear) and not (name == "head" and config.tie_embeddings):
+                module.weight.normal_(std=self._linear_std(name, module.in_features))
+                if module.bias is not None:
+                    module.bias.zero_()
+
+    def _linear_std(self, name: str, fan_in: int) -> float:
+        """Standard deviation of the weight of a linear layer."""
+        writes_residual = name.endswith(("attn.wo", "mlp.down"))
+        if self.config.init == "gpt2":
+            depth = 2 * self.config.n_layer if writes_residual else 1
+            return self.config.init_std / math.sqrt(depth)
+        return 0.0 if writes_residual or name == "head" else 1 / math.sqrt(fan_in)
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """The normalisation that the config names, over the C features of a token."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+
+
+def rotary_tables(context_len: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, (context_len, D / 2), fp32.
+
+    Source: Su et al. 2021 (RoFormer), section 3.2.2, equation 15.
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(context_len).float(), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turns the features of (B, H, T, D) in pairs, each by its position's angle.
+
+    Source: Su et al. 2021, equation 34. Deviation, as in LLaMA's published weights: feature i
+    is paired with i + D / 2, not with its neighbour.
+    """
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.type_as(x)
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One line of the inventory."""
+
+    name: str
+    formula: str
+    count: int
+
+
+def parameter_inventory(config: ModelConfig, vocab_size: int) -> list[ParameterRow]:
+    """Where the parameters are, without building the model; d is the width, V the vocabulary."""
+    d, layers, kv = config.n_embd, config.n_layer, config.kv_heads * config.head_dim
+    d_ff, biased = config.hidden, config.bias
+    ups = 2 if config.activation == "swiglu" else 1
+    rows = [ParameterRow("token embedding", "V·d", vocab_size * d)]
+    if config.position == "learned":
+        rows.append(ParameterRow("position embedding", "context·d", config.context_len * d))
+    if kv == d:
+        rows.append(ParameterRow("attention Wq Wk Wv Wo", "layers·4·d²", layers * 4 * d * d))
+    else:
+        formula = f"layers·(2·d² + 2·d·{kv})"
+        rows.append(
+            ParameterRow("attention Wq Wk Wv Wo", formula, layers * (2 * d * d + 2 * d * kv))
+        )
+    rows.append(ParameterRow("FFN", f"layers·{ups + 1}·d·d_ff", layers * (ups + 1) * d * d_ff))
+    if biased:
+        count = layers * (3 * d + 2 * kv + ups * d_ff)
+        sizes = "5·d" if kv == d else f"3·d + 2·{kv}"
+        ff = "d_ff" if ups == 1 else f"{ups}·d_ff"
+        rows.append(ParameterRow("biases", f"layers·({sizes} + {ff})", count))
+    shifted = config.norm == "layernorm" and biased
+    formula = f"(2·layers + 1)·{'2·d' if shifted else 'd'}"
+    rows.append(ParameterRow("norms", formula, (2 * layers + 1) * (1 + shifted) * d))
+    if config.tie_embeddings:
+        rows.append(ParameterRow("output Wp", "shared with the token embedding", 0))
+    else:
+        rows.append(ParameterRow("output Wp", "d·V", d * vocab_size))
+    return rows
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, a shared one once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_token(config: ModelConfig, vocab_size: int) -> int:
+    """Floating-point operations to train on one token, forward and backward.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 layers·d·context, where N are the
+    parameters in matrix products. Deviation: N counts the head, tied or not, and neither
+    embedding nor norms nor biases, which multiply no matrix.
+    """
+    rows = {row.name: row.count for row in parameter_inventory(config, vocab_size)}
+    products = rows["attention Wq Wk Wv Wo"] + rows["FFN"] + config.n_embd * vocab_size
+    return 6 * products + 12 * config.n_layer * config.n_embd * config.context_len

@@ -1,0 +1,230 @@
+"""A run's directory: who may write into it, which checkpoint goes on, which ones are kept.
+
+runs/NAME/config.yaml  metrics.jsonl  tokenizer.*  checkpoints/step-00000250/  checkpoints/best.json
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt.checkpoint import (
+    CheckpointError,
+    Progress,
+    Training,
+    save_checkpoint,
+    verify_checkpoint,
+    write_durably,
+)
+from gpt.config import Config
+from gpt.configfile import dump_config, load_config
+from gpt.errors import UserError, say
+from gpt.metrics import truncate_after
+
+Resume = Literal["auto", "never", "must"]
+
+# Keys that may differ when a run goes on: they do not change what its steps compute. The text's
+# place is among them because the data's fingerprint is compared instead, the number format because
+# the checkpoint names its own.
+FREE_KEYS = re.compile(
+    r"run\..*|log\..*|eval\..*|checkpoint\..*|data\.(source|dir)|model\.preset"
+    r"|train\.(device|compile|dtype|micro_batch_size|max_time_s)"
+)
+FIXED_RUN_KEYS = {"run.seed"}
+
+
+def run_path(config: Config) -> Path:
+    """Where the run lives."""
+    return Path(config.run.dir) / config.run.name
+
+
+@contextmanager
+def locked_run(config: Config, resume: Resume) -> Iterator[Path]:
+    """Makes or reopens the run's directory and holds it: no second process can write there.
+
+    Raises UserError, before anything is written, for a directory of another config, for one that
+    is no run, for one that another process holds, and where `resume` forbids or demands a start.
+    """
+    path = run_path(config)
+    check_run(config, resume)
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"run.dir: {path} cannot be written ({error.strerror}); give another"
+        ) from None
+    try:
+        _lock(lock, path)
+        for stale in [*path.glob(".tmp-*"), *(path / "checkpoints").glob(".tmp-*")]:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        yield path
+    finally:
+        os.close(lock)
+
+
+def check_run(config: Config, resume: Resume) -> None:
+    """Raises UserError where the run cannot start or go on; touches nothing."""
+    path = run_path(config)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run.name: {path} is a file; choose another --run.name")
+    started = _checkpoint_folders(path)
+    if resume == "must" and not started:
+        raise UserError(
+            f"--resume must: {path} holds no checkpoint; check --run.name, or --resume auto"
+        )
+    if resume == "never" and started:
+        raise UserError(
+            f"--resume never: {path} already holds {len(started)} checkpoints; "
+            "choose another --run.name, or remove that folder"
+        )
+    saved = path / "config.yaml"
+    if saved.exists():
+        changed = changed_keys(load_config(saved), config)
+        if changed:
+            raise UserError(
+                f"run.name: {path} is a run of another config; choose another --run.name, "
+                f"or go on with its own (--config {saved})",
+                *(f"  {key}: {was} there, {now} now" for key, was, now in changed),
+            )
+    elif path.is_dir() and any(
+        child.name not in {".lock", "checkpoints"} for child in path.iterdir()
+    ):
+        raise UserError(f"run.name: {path} exists and is not a run; choose another --run.name")
+
+
+def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """The keys whose change would make it another run: (key, value before, value now)."""
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = []
+    for section, values in new.items():
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            free = FREE_KEYS.fullmatch(name) and name not in FIXED_RUN_KEYS
+            if value != old[section][key] and not free:
+                changed.append((name, old[section][key], value))
+    return changed
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole; a damaged one is named loudly and passed over."""
+    for folder in reversed(_checkpoint_folders(run)):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            say(f"warning: {error}; falling back to the one before")
+            continue
+        return folder
+    return None
+
+
+def find_checkpoint(run: Path | None, checkpoint: Path | None, runs: Path = Path("runs")) -> Path:
+    """The checkpoint to read from: the one named, else the run's best, else its newest whole one.
+
+    Without a run, the newest one under `runs`. Raises UserError where there is none.
+    """
+    if checkpoint is not None:
+        if not (checkpoint / "manifest.json").exists():
+            raise UserError(
+                f"--checkpoint: {checkpoint} is not a checkpoint folder; "
+                "give RUN/checkpoints/step-..., or --run RUN"
+            )
+        return checkpoint
+    if run is None:
+        found = [path for path in runs.glob("*") if _checkpoint_folders(path)]
+        if not found:
+            raise UserError(f"no run with a checkpoint under {runs}; train one, or give --run DIR")
+        run = max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
+    if not run.is_dir():
+        raise UserError(f"--run: {run} does not exist; give a run directory, such as runs/NAME")
+    best = _best_folder(run)
+    if best is not None:
+        with suppress(CheckpointError):
+            verify_checkpoint(best)
+            return best
+        say(f"warning: {best} is damaged; taking the newest whole checkpoint")
+    newest = newest_checkpoint(run)
+    if newest is None:
+        raise UserError(f"--run: {run} holds no whole checkpoint; train it first, or give another")
+    return newest
+
+
+def save_run(run: Path, training: Training) -> Path:
+    """Saves a checkpoint of this moment and drops the old ones beyond `checkpoint.keep`.
+
+    The newest and the best are never dropped. Raises SaveError when the disk refuses.
+    """
+    progress = training.progress
+    folder = run / "checkpoints" / f"step-{progress.step:08d}"
+    if folder.exists():  # a damaged or superseded one of the same step: out of the way first
+        old = folder.with_name(f".tmp-old-{folder.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        save_checkpoint(folder, training)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        save_checkpoint(folder, training)
+    _write_best(run, progress)
+    _retain(run, training.config.checkpoint.keep, progress)
+    return folder
+
+
+def start_afresh(run: Path, config: Config) -> None:
+    """Writes what a new run begins with: its config, and a log without lines of an earlier try."""
+    write_durably(run / "config.yaml", dump_config(config))
+    truncate_after(run, -1)
+
+
+def _checkpoint_folders(run: Path) -> list[Path]:
+    """Published checkpoints, oldest first; temporary ones have other names."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8 + "*"))
+
+
+def _best_folder(run: Path) -> Path | None:
+    try:
+        name = json.loads((run / "checkpoints" / "best.json").read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    folder = run / "checkpoints" / Path(str(name)).name
+    return folder if folder in _checkpoint_folders(run) else None
+
+
+def _write_best(run: Path, progress: Progress) -> None:
+    if progress.best_step is not None:
+        best = {"checkpoint": f"step-{progress.best_step:08d}", "val_loss": progress.best_val_loss}
+        write_durably(run / "checkpoints" / "best.json", json.dumps(best) + "\n")
+
+
+def _retain(run: Path, keep: int, progress: Progress) -> None:
+    """Drops all but the newest `keep` and the best. Newer ones than this step are superseded."""
+    folders = _checkpoint_folders(run)
+    now = f"step-{progress.step:08d}"
+    best = f"step-{progress.best_step:08d}" if progress.best_step is not None else None
+    past = [folder for folder in folders if folder.name <= now]
+    for folder in folders:
+        if folder not in past[-keep:] and folder.name != best:
+            doomed = folder.with_name(f".tmp-drop-{folder.name}")
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Takes the lock, which the system frees when this process ends, however it ends."""
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
+        raise UserError(
+            f"run.name: {path} is in use by process {holder}; wait for it, or choose another "
+            "--run.name"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)

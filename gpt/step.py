@@ -1,0 +1,145 @@
+"""One optimizer step, and one evaluation; when they happen is `train`'s business."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt.checkpoint import Training
+from gpt.data import Split, eval_batches
+from gpt.device import autocast
+
+
+class NonFiniteError(Exception):
+    """The loss or the gradient is not a number; the weights were not updated."""
+
+    def __init__(self, what: str, loss: float, grad_norm: float) -> None:
+        """Takes which of the two it was, and both values."""
+        super().__init__(what)
+        self.what, self.loss, self.grad_norm = what, loss, grad_norm
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did. `loss` is in nats per token over the whole step, before the update."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    clipped: bool
+    update_ratio: float | None
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss over the validation tokens."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+def train_step(
+    training: Training, inputs: Tensor, targets: Tensor, *, measure_update: bool = False
+) -> StepResult:
+    """Forward, backward, clip, update, next rate: (B, T) ids in, one update of the weights.
+
+    The batch is worked off in micro-batches; the loss is the mean over all its tokens, so that
+    the size of a micro-batch changes nothing but rounding. With fp16, a step whose scaled gradient
+    overflows is skipped: the weights and the schedule stay, the scale shrinks.
+
+    Raises NonFiniteError, before the update, if loss or gradient is not finite.
+    """
+    model, optimizer, scaler = training.model, training.optimizer, training.scaler
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss = _backward(training, inputs, targets)
+    scaler.unscale_(optimizer)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = gradient_norm(parameters)
+    grad_norm, lr = float(norm), float(optimizer.param_groups[0]["lr"])
+    if not math.isfinite(loss):
+        raise NonFiniteError("loss", loss, grad_norm)
+    if not math.isfinite(grad_norm):
+        if not scaler.is_enabled() or scaler.get_scale() <= 1:
+            raise NonFiniteError("gradient", loss, grad_norm)
+        scaler.step(optimizer)  # sees the overflow and leaves the weights alone
+        scaler.update()
+        return StepResult(loss, grad_norm, lr, clipped=False, update_ratio=None, skipped=True)
+    limit = training.config.train.grad_clip
+    clipped = bool(limit) and grad_norm > float(limit or 0)
+    if clipped:
+        torch.nn.utils.clip_grads_with_norm_(parameters, float(limit or 0), norm)
+    before = [p.detach().clone() for p in parameters] if measure_update else None
+    scaler.step(optimizer)
+    scaler.update()
+    training.scheduler.step()
+    ratio = None if before is None else update_ratio(before, parameters)
+    return StepResult(loss, grad_norm, lr, clipped, ratio, skipped=False)
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Length of the whole gradient. The one place where several processes would add theirs up."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def update_ratio(before: list[Tensor], after: list[nn.Parameter]) -> float:
+    """Length of the update over length of the weights, ‖Δw‖ / ‖w‖."""
+    moved = torch.nn.utils.get_total_norm(
+        [a.detach() - b for a, b in zip(after, before, strict=True)]
+    )
+    length = float(torch.nn.utils.get_total_norm(before))
+    return float(moved) / length if length > 0 else math.inf
+
+
+@torch.no_grad()
+def evaluate(
+    training: Training, split: Split, device: torch.device, should_stop: Callable[[], bool]
+) -> Evaluation | None:
+    """Mean loss over the same tokens of `split` each time, without dropout.
+
+    Returns None if `should_stop` says so on the way. Draws no random number.
+    """
+    config, model = training.config, training.model
+    batch_size = config.train.micro_batch_size or config.train.batch_size
+    byte_lengths = training.tokenizer.byte_lengths
+    model.eval()
+    total, tokens, n_bytes = 0.0, 0, 0
+    # Eager: a last, shorter window and the other grad mode would each be compiled anew.
+    with torch.compiler.set_stance("force_eager"):
+        for inputs, targets in eval_batches(
+            split, config.model.context_len, batch_size, config.eval.max_tokens
+        ):
+            if should_stop():
+                return None
+            with autocast(device, training.dtype):
+                logits = model(inputs.to(device))
+            total += float(cross_entropy_sum(logits, targets.to(device)))
+            tokens += targets.numel()
+            n_bytes += int(np.take(byte_lengths, targets.numpy()).sum())
+    loss = total / tokens
+    return Evaluation(loss, total / math.log(2) / max(1, n_bytes), tokens)
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss in nats, summed over all tokens: logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+
+def _backward(training: Training, inputs: Tensor, targets: Tensor) -> float:
+    """Adds up the gradient of the mean loss over all micro-batches; returns that loss."""
+    device = next(training.model.parameters()).device
+    size = training.config.train.micro_batch_size or inputs.size(0)
+    loss = torch.zeros((), device=device)
+    for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
+        with autocast(device, training.dtype):
+            logits = training.model(x.to(device))
+        part = cross_entropy_sum(logits, y.to(device)) / targets.numel()
+        training.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        loss += part.detach()
+    return float(loss)

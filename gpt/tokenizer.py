@@ -1,0 +1,248 @@
+"""Text to ids and back, by five kinds of vocabulary; knows nothing of files of text or batches.
+
+Text that looks like a special token is plain text here: the only special id, the end token, is
+never the outcome of `encode`. Lone surrogates, which no file can hold, become U+FFFD.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt.config import TokenizerConfig, is_tokenizer_kind
+from gpt.errors import UserError, say
+from gpt.ranks import (
+    KNOWN,
+    MAX_VOCAB,
+    PATTERNS,
+    Ranks,
+    Texts,
+    parse_ranks,
+    published_ranks,
+    ranks_path,
+    train_ranks,
+)
+
+Ids = npt.NDArray[np.uint32]
+JSON_FILE, RANKS_FILE = "tokenizer.json", "tokenizer.tiktoken"
+MAX_FILE_BYTES = 64 * 2**20
+MAX_SPACES = 100_000  # longer runs of whitespace overflow the stack of tiktoken's regex engine
+
+
+class Tokenizer:
+    """A vocabulary. `vocab_size` counts the end token; `byte_lengths` is (vocab_size,) int64."""
+
+    def __init__(
+        self,
+        kind: str,
+        tokens: Sequence[bytes],
+        eot_id: int,
+        encode: Callable[[str], Ids],
+        files: dict[str, bytes],
+    ) -> None:
+        """Takes each id's bytes, how to encode clean text, and the files that `save` writes."""
+        self.kind = kind
+        self.vocab_size = len(tokens)
+        self.eot_id = eot_id
+        self.byte_lengths = np.array([len(token) for token in tokens], dtype=np.int64)
+        self._tokens, self._encode, self._files = tokens, encode, files
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(f"{name} {len(files[name])}\n".encode() + files[name])
+        self.fingerprint = digest.hexdigest()
+
+    def encode(self, text: str) -> Ids:
+        """The ids of a text. `UserError` where it has characters that kind chars never saw."""
+        return self._encode(clean_text(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; what is not valid UTF-8 (a cut character) becomes U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that an id stands for; none for the end token."""
+        assert token_id >= 0, token_id
+        return self._tokens[token_id]
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, and tokenizer.tiktoken where there are ranks."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
+
+
+def clean_text(text: str) -> str:
+    """The text without surrogates: pairs become their character, lone ones U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Texts) -> Tokenizer:
+    """Makes the tokenizer that the config asks for; only kinds chars and bpe read the texts."""
+    match config.kind:
+        case "bytes":
+            return _bytes_tokenizer()
+        case "chars":
+            seen: set[str] = set()
+            for text in texts():
+                seen.update(clean_text(text))
+            return _chars_tokenizer("".join(sorted(seen)))
+        case "bpe":
+            split = "gpt2" if config.split == "auto" else config.split
+            ranks = train_ranks(config.vocab_size - 1, split, lambda: map(clean_text, texts()))
+            if len(ranks) + 1 < config.vocab_size:
+                say(
+                    f"tokenizer.vocab_size {config.vocab_size}: the text only gives "
+                    f"{len(ranks) + 1} ids; going on with these"
+                )
+            return _ranks_tokenizer("bpe", ranks, split, len(ranks))
+        case kind if is_tokenizer_kind(kind):
+            return _ranks_tokenizer(kind, published_ranks(kind), kind, _eot_of(kind))
+        case _:
+            return _file_tokenizer(config)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Reads what `save` wrote; checks sizes, types, ranges: the folder may be a stranger's."""
+    path = folder / JSON_FILE
+    try:
+        meta = json.loads(read_bounded(path))
+    except (ValueError, RecursionError):
+        raise _damaged(path, "not valid JSON") from None
+    if not isinstance(meta, dict) or meta.get("format") != 1:
+        raise _damaged(path, "not of format 1")
+    match meta:
+        case {"kind": "bytes"}:
+            tokenizer = _bytes_tokenizer()
+        case {"kind": "chars", "chars": str(chars)}:
+            if list(chars) != sorted(set(chars)) or clean_text(chars) != chars:
+                raise _damaged(path, "chars must be sorted, and each there once")
+            tokenizer = _chars_tokenizer(chars)
+        case {"kind": str(kind), "split": str(split), "eot_id": int(eot_id)}:
+            if split not in PATTERNS or kind == "chars" or len(kind) > 100:
+                raise _damaged(path, "kind or split unknown")
+            ranks = parse_ranks(read_bounded(folder / RANKS_FILE), folder / RANKS_FILE)
+            if (
+                not max(ranks.values()) < MAX_VOCAB
+                or not 0 <= eot_id < MAX_VOCAB
+                or eot_id in ranks.values()
+            ):
+                raise _damaged(path, f"eot_id {eot_id} is not a free id below {MAX_VOCAB}")
+            tokenizer = _ranks_tokenizer(kind, ranks, split, eot_id)
+        case _:
+            raise _damaged(path, "kind unknown, or a key missing")
+    if meta.get("vocab_size") != tokenizer.vocab_size or meta.get("eot_id") != tokenizer.eot_id:
+        raise _damaged(path, "vocab_size or eot_id is not that of the vocabulary")
+    return tokenizer
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path}: {why}; take the tokenizer from another checkpoint, or build it again"
+    )
+
+
+def _json(kind: str, vocab_size: int, eot_id: int, **more: str) -> bytes:
+    head = {"format": 1, "kind": kind, "vocab_size": vocab_size, "eot_id": eot_id}
+    return json.dumps(head | more, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _bytes_tokenizer() -> Tokenizer:
+    def encode(text: str) -> Ids:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    tokens = [bytes([byte]) for byte in range(256)] + [b""]
+    return Tokenizer("bytes", tokens, 256, encode, {JSON_FILE: _json("bytes", 257, 256)})
+
+
+def _chars_tokenizer(chars: str) -> Tokenizer:
+    codes = np.frombuffer(chars.encode("utf-32-le"), dtype="<u4")
+
+    def encode(text: str) -> Ids:
+        given = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        ids = np.searchsorted(codes, given)
+        unseen = (
+            codes[np.minimum(ids, len(codes) - 1)] != given
+            if len(codes)
+            else np.ones_like(given, bool)
+        )
+        if unseen.any():
+            names = [f"{chr(code)!r} (U+{code:04X})" for code in np.unique(given[unseen])]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+            raise UserError(
+                f"not among the {len(codes)} characters of this tokenizer: {shown}; "
+                "leave them out, or train with tokenizer.kind bytes or bpe, which know all"
+            )
+        return ids.astype(np.uint32)
+
+    tokens = [char.encode() for char in chars] + [b""]
+    files = {JSON_FILE: _json("chars", len(tokens), len(chars), chars=chars)}
+    return Tokenizer("chars", tokens, len(chars), encode, files)
+
+
+def _ranks_tokenizer(kind: str, ranks: Ranks, split: str, eot_id: int) -> Tokenizer:
+    import tiktoken
+
+    # No special tokens are given to tiktoken: whatever stands in the text is then plain text.
+    encoding = tiktoken.Encoding(
+        kind, pat_str=PATTERNS[split], mergeable_ranks=ranks, special_tokens={}
+    )
+
+    def encode(text: str) -> Ids:
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # the regex engine's stack is full: cut over-long whitespace
+            parts = re.split(rf"(\s{{{MAX_SPACES}}})", text)
+            if len(parts) == 1:
+                raise
+            return np.concatenate([encode(part) for part in parts if part])
+
+    tokens = [b""] * (max(eot_id, max(ranks.values())) + 1)
+    for token, rank in ranks.items():
+        tokens[rank] = token
+    by_rank = sorted(ranks.items(), key=lambda item: item[1])
+    files = {
+        JSON_FILE: _json(kind, len(tokens), eot_id, split=split),
+        RANKS_FILE: b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank),
+    }
+    return Tokenizer(kind, tokens, eot_id, encode, files)
+
+
+def _file_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """A vocabulary from the user's own ranks file."""
+    path = ranks_path(config.kind)
+    ranks = parse_ranks(read_bounded(path), path)
+    split, eot_id = KNOWN.get(len(ranks), ("gpt2", max(ranks.values()) + 1))
+    if eot_id in ranks.values():
+        eot_id = max(ranks.values()) + 1
+    return _ranks_tokenizer(
+        "ranks", ranks, split if config.split == "auto" else config.split, eot_id
+    )
+
+
+def _eot_of(kind: str) -> int:
+    return next(eot_id for split, eot_id in KNOWN.values() if split == kind)
+
+
+def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Reads a small file that must lie in its folder: no link out of it, no device, no flood."""
+    try:
+        if path.resolve().parent != path.parent.resolve() or not path.is_file():
+            raise UserError(f"{path}: missing, or not a plain file inside its folder; restore it")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from None
+    if len(content) > limit:
+        raise UserError(
+            f"{path}: larger than {limit} bytes, the limit for this file; is it the right one?"
+        )
+    return content

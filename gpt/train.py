@@ -1,0 +1,200 @@
+"""Training, from top to bottom: build, go on from a checkpoint, then evaluate, save, step, log."""
+
+from pathlib import Path
+
+import torch
+
+from gpt.build import build_training, continue_or_start
+from gpt.checkpoint import SaveError, Training
+from gpt.config import Config
+from gpt.data import Batches, Split, open_data
+from gpt.device import busy_warning, pick_device, set_threads
+from gpt.errors import UserError, say
+from gpt.generate import Sampling, generate
+from gpt.metrics import duration
+from gpt.plot import plot_run
+from gpt.record import Recorder, note_evaluation
+from gpt.rundir import Resume, locked_run, save_run
+from gpt.schedule import Plan
+from gpt.signals import StopRequest
+from gpt.step import NonFiniteError, evaluate, train_step
+
+
+def train(config: Config, resume: Resume = "auto") -> None:
+    """Trains the run that `config` describes, or goes on with it, until one of its limits.
+
+    Raises UserError for what the user can mend, and Stopped after a signal, once all is saved.
+    """
+    pick_device(config.train.device)  # before any work: is it there?
+    set_threads()
+    if busy := busy_warning():
+        say(f"warning: {busy}")
+    with locked_run(config, resume) as run:
+        data = open_data(config)
+        training, plan = build_training(config, data)
+        resumed = continue_or_start(run, training, plan)
+        with StopRequest() as stop, Recorder(run, training, plan.total_steps) as recorder:
+            if resumed:
+                recorder.event("resumed")
+            batches = Batches(
+                data.train, config.model.context_len, config.train.batch_size, config.run.seed
+            )
+            ending = train_until_end(run, training, plan, batches, data.val, recorder, stop)
+        report(run, training, plan, ending)
+        stop.raise_if_requested()
+
+
+def train_until_end(
+    run: Path,
+    training: Training,
+    plan: Plan,
+    batches: Batches,
+    val: Split,
+    recorder: Recorder,
+    stop: StopRequest,
+) -> str:
+    """Runs steps until a limit, patience or a signal ends it; returns which it was, in words.
+
+    Evaluating and saving come before the step, so that a resumed run takes up what was due.
+    """
+    config, progress = training.config, training.progress
+    saved_step = progress.step
+    last_save_failed = False
+    while True:
+        step, limit = progress.step, reached_limit(config, plan, progress.step, progress.seconds)
+        if step > progress.evaluated_step and (limit or step % config.eval.every_steps == 0):
+            evaluate_and_sample(training, val, recorder, stop)
+            limit = limit or reached_patience(training)
+        best = progress.best_step == step
+        due = limit or stop.requested or best or step % config.checkpoint.every_steps == 0
+        if step > saved_step and due:
+            last_save_failed = not save(run, training, recorder)
+            saved_step = step
+        recorder.tick()
+        if limit or stop.requested:
+            if last_save_failed:
+                raise UserError(
+                    f"train: the last checkpoint of {run} could not be saved; see above"
+                )
+            return limit or "stopped"
+        step_once(run, training, batches, recorder)
+
+
+def step_once(run: Path, training: Training, batches: Batches, recorder: Recorder) -> None:
+    """Takes the next batch and one optimizer step from it, and writes down how it went."""
+    progress = training.progress
+    inputs, targets = batches.batch(progress.step)
+    try:
+        result = train_step(
+            training, inputs, targets, measure_update=recorder.is_logged(progress.step + 1)
+        )
+    except NonFiniteError as error:
+        recorder.event("nonfinite", what=error.what, loss=error.loss, grad_norm=error.grad_norm)
+        raise diverged(run, training, error) from None
+    if result.skipped:  # fp16: the scale was too high; the same batch again, at half of it
+        progress.skipped_steps += 1
+        recorder.event("skipped", loss=result.loss, scale=training.scaler.get_scale())
+        return
+    progress.step += 1
+    progress.tokens += targets.numel()
+    progress.train_loss_sum += result.loss
+    progress.train_loss_steps += 1
+    recorder.step(result, targets.numel(), batches.epoch(progress.step), recorder.tick())
+
+
+def evaluate_and_sample(
+    training: Training, val: Split, recorder: Recorder, stop: StopRequest
+) -> None:
+    """Validation loss over the same tokens as ever, and a few words from the model.
+
+    Leaves everything as it was if a stop is requested on the way: a resumed run does it again.
+    """
+    config, progress = training.config, training.progress
+    device = next(training.model.parameters()).device
+    result = evaluate(training, val, device, lambda: stop.requested)
+    if result is None:
+        return
+    train_loss = note_evaluation(progress, result)
+    recorder.evaluation(result, train_loss, is_best=progress.best_step == progress.step)
+    if config.eval.sample_tokens:
+        text = sample(training)
+        recorder.event("sample", prompt=config.eval.sample_prompt, text=text)
+        recorder.line(f"sample | {config.eval.sample_prompt}{text}".replace("\n", "\n       | "))
+
+
+def sample(training: Training) -> str:
+    """What the model writes now, always from the same seed; draws nothing from the run's own."""
+    config = training.config
+    sampling = Sampling(max_tokens=config.eval.sample_tokens, seed=config.run.seed)
+    training.model.eval()
+    with torch.compiler.set_stance("force_eager"):
+        prompts = [config.eval.sample_prompt]
+        pieces = generate(training.model, training.tokenizer, prompts, sampling)
+        return "".join(piece.text for piece in pieces)
+
+
+def reached_limit(config: Config, plan: Plan, step: int, seconds: float) -> str:
+    """Which limit the run has reached, in words; empty if none."""
+    if step >= plan.total_steps:
+        return f"all {plan.total_steps:,} steps are done"
+    limit = config.train.max_time_s
+    if limit is not None and seconds >= limit:
+        return f"train.max_time_s {limit:g} is over"
+    return ""
+
+
+def reached_patience(training: Training) -> str:
+    """Whether validation has failed to improve for too long, in words; empty if not."""
+    patience, waited = training.config.eval.patience, training.progress.evals_since_best
+    if patience is None or waited < patience:
+        return ""
+    return f"{waited} evaluations without a better one (eval.patience)"
+
+
+def save(run: Path, training: Training, recorder: Recorder) -> bool:
+    """Saves a checkpoint and says so once it is durable; a full disk does not end the run."""
+    try:
+        folder = save_run(run, training)
+    except SaveError as error:
+        recorder.event("save_failed", reason=str(error))
+        recorder.line(
+            f"warning: step {training.progress.step} could not be saved ({error}); the older "
+            "checkpoints are intact, the next save tries again"
+        )
+        return False
+    recorder.line(f"saved    {folder}")
+    return True
+
+
+def diverged(run: Path, training: Training, error: NonFiniteError) -> UserError:
+    """The end of a run whose numbers have broken: what, where, and what to type."""
+    config = training.config
+    step, rate = training.progress.step + 1, training.optimizer.param_groups[0]["lr"]
+    value = error.loss if error.what == "loss" else error.grad_norm
+    lower = config.optimizer.lr / 3
+    return UserError(
+        f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}); stopped before the "
+        f"update, the checkpoints of {run} are as they were. Most often the rate is too high: "
+        f"gpt-train --config {run / 'config.yaml'} --optimizer.lr {lower:.1e} "
+        f"--run.name {config.run.name}-lower-lr"
+    )
+
+
+def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
+    """Where the run stands, in a picture and a few lines, and what to type next."""
+    progress = training.progress
+    say(
+        f"end      {ending}: step {progress.step:,} of {plan.total_steps:,}, "
+        f"{progress.tokens:,} tokens in {duration(progress.seconds)}"
+    )
+    if progress.best_val_loss is not None:
+        say(
+            f"best     val loss {progress.best_val_loss:.4f} nats/token, step {progress.best_step:,}"
+        )
+    if ending == "stopped":
+        say(f"go on    gpt-train --config {run / 'config.yaml'}")
+        return
+    picture = run / "curve.png"
+    plot_run(run, picture)
+    say(f"picture  {picture}")
+    say(f'try it   gpt-infer --run {run} --prompt "..."')
