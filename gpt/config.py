@@ -266,7 +266,7 @@ class EvalConfig(Section):
         80, ge=0, le=100_000, description="tokens of the sample printed at evaluations; 0: none"
     )
     sample_prompt: str = Field(
-        "", description="how that sample begins; empty: as a new document does"
+        "\n", description="how that sample begins; empty: as a new document does"
     )
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -20,6 +20,10 @@ from gpt.config import Config, contradictions
 from gpt.errors import UserError
 
 MAX_FILE_BYTES = 1_000_000
+MAX_DEPTH = 20  # a config needs 3; PyYAML takes minutes for thousands
+_NOT_PLAIN = re.compile(
+    "[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 Override = tuple[str, str]
 
 
@@ -120,10 +124,14 @@ def dump_config(config: Config) -> str:
     for section, values in sections.items():
         lines.append(f"{section}:")
         # JSON is YAML: quotes and lists come out right, and 1e-05 stays a number for our loader.
-        lines += [
-            f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
-        ]
+        lines += [f"  {key}: {_quoted(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: object) -> str:
+    """JSON, with the characters that YAML forbids or takes for line ends as YAML's escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _NOT_PLAIN.sub(lambda match: f"\\U{ord(match[0]):08x}", text)
 
 
 def json_schema() -> dict[str, Any]:
@@ -174,7 +182,7 @@ def _read_yaml(path: Path) -> _Source:
     """Parses the file into sections, with the line of every key. Duplicate keys are problems."""
     source = _Source()
     root = _compose(path, _read_text(path))
-    if root is None:
+    if root is None or root.tag == "tag:yaml.org,2002:null":
         return source
     for section, node, where in _pairs(root, path, "", source):
         source.where[section] = where
@@ -212,28 +220,33 @@ def _read_text(path: Path) -> str:
 def _compose(path: Path, text: str) -> yaml.Node | None:
     """The tree of YAML nodes; UserError with the line for what is not YAML, and for aliases."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise UserError(f"{path}: YAML aliases (*name) are not read; write the value out")
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{path}:{line}: YAML aliases (*name) are not read; write it out")
+            if depth > MAX_DEPTH:
+                raise UserError(f"{path}:{line}: nested too deeply; a config has sections and keys")
         return yaml.compose(text, Loader=_Loader)
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply; a config has sections and keys only") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        place = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise UserError(f"{path}{line}: not valid YAML: {problem}; fix that line") from None
+        raise UserError(f"{path}{place}: not valid YAML: {problem}; fix that line") from None
 
 
 def _construct(node: yaml.Node) -> Any:  # noqa: ANN401
-    """The plain value of a node; nested mappings are never valid, and come out as text."""
+    """The plain value of a node; what its tag cannot be comes out as text."""
     if isinstance(node, yaml.SequenceNode):
         return [_construct(child) for child in node.value]
     if isinstance(node, yaml.MappingNode):
-        return "{...}"
+        return {str(key.value): _construct(value) for key, value in node.value}
     loader = _Loader("")
     try:
         return loader.construct_object(node)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError):  # PyYAML raises all of them
         return f"{node.tag} {node.value}"
     finally:
         loader.dispose()
@@ -272,9 +285,9 @@ def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
         value: Any = raw
         if name not in text_keys or raw in ("null", "~"):
             try:
-                node = yaml.compose(raw, Loader=_Loader)
+                node = _compose(Path(where), raw)
                 value = _construct(node) if node is not None else None
-            except (yaml.YAMLError, RecursionError):
+            except UserError:
                 value = raw
         source.values[section][key] = value
 
@@ -287,7 +300,7 @@ def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
         config: Config | None = Config.model_validate(values)
     except ValidationError as error:
         bad = {".".join(str(part) for part in e["loc"][:2]) for e in error.errors()}
-        problems = [_problem(source, dict(e)) for e in error.errors()]
+        problems = _one_a_key(_problem(source, dict(e)) for e in error.errors())
         healthy = {
             section: {key: v for key, v in keys.items() if f"{section}.{key}" not in bad}
             for section, keys in values.items()
@@ -305,6 +318,14 @@ def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
                 place = next((source.where[key] for key in keys if key in source.where), "config")
                 problems.append(_Problem(place, keys[0], message))
     return config, problems
+
+
+def _one_a_key(problems: Iterable[_Problem]) -> list[_Problem]:
+    """The first mistake of each key: pydantic tells one for every type that a key may have."""
+    first: dict[tuple[str, str], _Problem] = {}
+    for problem in problems:
+        first.setdefault((problem.where, problem.key), problem)
+    return list(first.values())
 
 
 def _problem(source: _Source, error: dict[str, Any]) -> _Problem:

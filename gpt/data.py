@@ -37,9 +37,9 @@ __all__ = [
     "TokenData",
     "cached_data",
     "eval_batches",
+    "make_tokenizer",
     "open_data",
     "open_folder",
-    "make_tokenizer",
 ]
 
 META_FILE = "meta.json"
@@ -84,6 +84,10 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
     """
     files = source_files(config.data)  # first: a missing file must leave nothing behind
     folder = _folder(config)
+    data = cached_data(config)  # needs no lock, and no right to write
+    if data is not None:
+        say(f"data: reused {_summary(data)}")
+        return data
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
@@ -102,15 +106,13 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
 
 
 def cached_data(config: Config) -> TokenData | None:
-    """The shards if they are there and up to date; builds and writes nothing."""
+    """The shards if they are there, whole and up to date; builds and writes nothing."""
     files, folder = source_files(config.data), _folder(config)
     try:
-        meta = _read_meta(folder)
-        fresh = meta.request == _request(config) and meta.stamp == _stamp(files)
-        if not fresh:
+        if _read_meta(folder).stamp != _stamp(files):
             return None
         data = open_folder(folder)
-    except _NotThereError:
+    except (UserError, OSError):  # none, damaged, or being replaced: `open_data` says which
         return None
     _check_lengths(config, data.train.n_tokens, data.val.n_tokens)
     return data

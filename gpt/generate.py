@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the name that everyone knows it by)
+from torch.nn import functional as F
 
 from gpt.errors import UserError, say
 from gpt.model import GPT

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the name that everyone knows it by)
+from torch.nn import functional as F
 
 from gpt.config import ModelConfig
 

@@ -156,7 +156,7 @@ def _text_encoding(name: str) -> str:
 def _is_utf8(path: Path) -> bool:
     try:
         path.read_bytes().decode()
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, OSError):
         return False
     return True
 

@@ -127,7 +127,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 raise _damaged(path, "chars must be sorted, and each there once")
             tokenizer = _chars_tokenizer(chars)
         case {"kind": str(kind), "split": str(split), "eot_id": int(eot_id)}:
-            if split not in PATTERNS or kind == "chars" or len(kind) > 100:
+            if split not in PATTERNS or kind not in ("bpe", "ranks", *PATTERNS):
                 raise _damaged(path, "kind or split unknown")
             ranks = parse_ranks(read_bounded(folder / RANKS_FILE), folder / RANKS_FILE)
             if (

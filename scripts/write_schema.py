@@ -8,4 +8,5 @@ from gpt.configfile import json_schema
 SCHEMA = Path(__file__).parent.parent / "configs" / "schema.json"
 
 if __name__ == "__main__":
-    SCHEMA.write_text(json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(json_schema(), indent=1, ensure_ascii=False)
+    SCHEMA.write_text(text + "\n", encoding="utf-8")

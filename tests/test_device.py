@@ -70,7 +70,9 @@ def test_a_gpu_number_that_is_too_high(two_gpus):
         pick_device("cuda:2")
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", "", "meta", "xpu", "cuda:99999999999"])
+@pytest.mark.parametrize(
+    "name", ["tpu", "cuda:x", "cuda:-1", "", "meta", "xpu", "cuda:99999999999"]
+)
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match="is not auto, cpu"):
         pick_device(name)

@@ -234,9 +234,7 @@ def test_scheduler_and_hooks_work(name):
     before = weights(model)
     backward(model, 0)
     optimizer.step()
-    moved = max(
-        (a - b).abs().max().item() for a, b in zip(before, weights(model), strict=True)
-    )
+    moved = max((a - b).abs().max().item() for a, b in zip(before, weights(model), strict=True))
     assert moved < 1e-6, "the scheduler's rate did not reach the update"
     scheduler.step()
     assert calls == [1]
@@ -300,18 +298,14 @@ def test_fp32_muon_is_torchs_up_to_bf16_rounding(shape):
 def test_orthogonalize_brings_singular_values_near_one():
     torch.manual_seed(5)
     matrices = torch.randn(3, 12, 40)
-    result = orthogonalize(
-        matrices, coefficients=(3.4445, -4.7750, 2.0315), steps=5, eps=1e-7
-    )
+    result = orthogonalize(matrices, coefficients=(3.4445, -4.7750, 2.0315), steps=5, eps=1e-7)
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.6
     assert values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     cosine = (result * (u @ vh)).sum((1, 2)) / result.norm(dim=(1, 2)) / 12**0.5
     assert cosine.min() > 0.97
-    tall = orthogonalize(
-        matrices.mT, coefficients=(3.4445, -4.7750, 2.0315), steps=5, eps=1e-7
-    )
+    tall = orthogonalize(matrices.mT, coefficients=(3.4445, -4.7750, 2.0315), steps=5, eps=1e-7)
     torch.testing.assert_close(tall.mT, result)
 
 

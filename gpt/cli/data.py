@@ -34,7 +34,7 @@ def _data(argv: Sequence[str]) -> None:
         return
     config = load_config(arguments.config, overrides)
     if arguments.command == "build":
-        from gpt.data import open_data  # noqa: PLC0415 (torch: only when work begins)
+        from gpt.data import open_data
 
         print(open_data(config).folder)
     else:
@@ -43,7 +43,7 @@ def _data(argv: Sequence[str]) -> None:
 
 def _info(folder: Path, *, as_json: bool) -> None:
     """Describes a data folder after verifying all of it."""
-    from gpt.data import open_folder  # noqa: PLC0415
+    from gpt.data import open_folder
 
     if not (folder / "meta.json").is_file():
         inside = sorted(str(meta.parent) for meta in folder.glob("*/meta.json"))
@@ -98,7 +98,7 @@ def describe(data: "TokenData") -> dict[str, Any]:
 
 def _tokenizer(config: "Config", out: Path | None) -> None:
     """Makes the config's tokenizer, saves it, and shows what it learned."""
-    from gpt.data import make_tokenizer  # noqa: PLC0415
+    from gpt.data import make_tokenizer
 
     folder = Path(config.data.dir) / "tokenizer" if out is None else out
     if folder.exists() and not folder.is_dir():
@@ -111,12 +111,9 @@ def _tokenizer(config: "Config", out: Path | None) -> None:
             f"--out: {folder} cannot be written: {error.strerror}; name another folder"
         ) from None
     n_bytes, n_tokens = _compression(tokenizer, corpus.texts(train_only=False))
-    print(
-        f"text             {corpus.name}: {corpus.n_documents:,} documents, {corpus.n_bytes:,} bytes"
-    )
-    print(
-        f"tokenizer        {tokenizer.kind}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eot_id}"
-    )
+    text = f"{corpus.name}: {corpus.n_documents:,} documents, {corpus.n_bytes:,} bytes"
+    ids = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eot_id}"
+    print(f"text             {text}\ntokenizer        {ids}")
     print(f"bytes per token  {n_bytes / n_tokens:.3f}")
     print(f"longest tokens   {'  '.join(map(repr, _longest(tokenizer)))}")
     print(f"saved in         {folder}")

@@ -1,0 +1,62 @@
+"""What many tests need: a text, and a config of a model that trains in a second."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only wait for a second thread
+
+import pytest
+
+from gpt.config import Config
+from gpt.configfile import load_config
+
+ConfigMaker = Callable[..., Config]
+
+
+def write_text(folder: Path) -> Path:
+    """Four thousand words with some structure to learn, the same each time."""
+    rng = random.Random(7)
+    words = ["the", "cat", "sat", "on", "a", "mat", "学习", "率", "and", "ran", "🙂"]
+    path = folder / "words.txt"
+    path.write_text(" ".join(rng.choice(words) for _ in range(4000)), encoding="utf-8")
+    return path
+
+
+def tiny_config(folder: Path, **changes: str) -> Config:
+    """A run in `folder` that takes a second; `section__key="value"` changes one of its values."""
+    text = folder / "words.txt"
+    values = {
+        "run.name": "tiny",
+        "run.dir": str(folder / "runs"),
+        "data.source": str(text if text.exists() else write_text(folder)),
+        "data.dir": str(folder / "data"),
+        "tokenizer.kind": "bytes",
+        "model.n_layer": "2",
+        "model.n_head": "2",
+        "model.n_embd": "16",
+        "model.context_len": "16",
+        "optimizer.lr": "1e-2",
+        "train.max_steps": "12",
+        "train.batch_size": "6",
+        "eval.every_steps": "4",
+        "eval.max_tokens": "200",
+        "eval.sample_tokens": "5",
+        "checkpoint.every_steps": "4",
+        "log.every_steps": "1",
+    }
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(None, list(values.items()))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    return write_text(tmp_path)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, text_file: Path) -> ConfigMaker:
+    """`tiny_config` in this test's folder; further arguments change its values."""
+    assert text_file.exists()
+    return lambda **changes: tiny_config(tmp_path, **changes)

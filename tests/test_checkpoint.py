@@ -1,0 +1,178 @@
+"""Whole or not at all: verified before it is parsed, nothing in it can run or escape."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt.checkpoint import CheckpointError, load_for_inference, verify_checkpoint
+from gpt.errors import UserError
+from gpt.rundir import find_checkpoint
+from gpt.train import train
+from tests.conftest import ConfigMaker
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(make_config: ConfigMaker) -> Path:
+    config = make_config(train__max_steps="2", eval__sample_tokens="0")
+    train(config)
+    return Path(config.run.dir) / "tiny" / "checkpoints" / "step-00000002"
+
+
+def reseal(folder: Path) -> None:
+    """Makes the manifest agree with the files again: what someone with bad intent would do."""
+    from gpt.checkpoint import _sums
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    manifest["files"] = _sums(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_is_self_contained(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    shutil.rmtree(checkpoint.parents[1])
+    model, tokenizer = load_for_inference(tmp_path / "copy", CPU)
+    assert not model.training
+    assert tokenizer.decode(tokenizer.encode("学习 🙂")) == "学习 🙂"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "config.yaml",
+     "tokenizer.json"],
+)  # fmt: skip
+def test_every_damaged_byte_is_found(name: str, checkpoint: Path) -> None:
+    path = checkpoint / name
+    whole = path.read_bytes()
+    for position in (0, len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=name):
+            verify_checkpoint(checkpoint)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=name):
+        verify_checkpoint(checkpoint)
+    path.write_bytes(whole)
+    verify_checkpoint(checkpoint)
+
+
+def add_stranger(folder: Path) -> None:
+    (folder / "extra.bin").write_bytes(b"x")
+
+
+def drop_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def link_outside(folder: Path) -> None:
+    secret = folder.parents[1] / "secret"
+    secret.write_bytes((folder / "state.json").read_bytes())
+    (folder / "state.json").unlink()
+    (folder / "state.json").symlink_to(secret)
+
+
+def climb_out(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../config.yaml"] = {"bytes": 1, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def other_version(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["version"] = 99
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def no_json(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "harm", [add_stranger, drop_manifest, link_outside, climb_out, other_version, no_json]
+)
+def test_a_manipulated_folder_is_refused(harm: Callable[[Path], None], checkpoint: Path) -> None:
+    harm(checkpoint)
+    with pytest.raises(CheckpointError):
+        load_for_inference(checkpoint, CPU)
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.yaml", "state.json"]
+)
+def test_a_pickle_in_any_place_never_runs(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (checkpoint / name).write_bytes(pickle.dumps(Canary(canary)))
+    reseal(checkpoint)
+    if name == "state.json":  # not read by inference
+        load_for_inference(checkpoint, CPU)
+    else:
+        with pytest.raises(UserError):
+            load_for_inference(checkpoint, CPU)
+    assert not canary.exists()
+
+
+def test_yaml_objects_are_not_built(checkpoint: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (checkpoint / "config.yaml").write_text(
+        f"run: {{name: !!python/object/apply:os.system ['touch {canary}']}}\n"
+    )
+    reseal(checkpoint)
+    with pytest.raises(UserError):
+        load_for_inference(checkpoint, CPU)
+    assert not canary.exists()
+
+
+def test_other_shapes_than_the_config_are_refused_before_allocation(checkpoint: Path) -> None:
+    """A config that claims terabytes is compared with the file, not believed."""
+    text = (checkpoint / "config.yaml").read_text()
+    assert "n_embd: 16\n" in text
+    (checkpoint / "config.yaml").write_text(text.replace("n_embd: 16\n", "n_embd: 65536\n"))
+    reseal(checkpoint)
+    with pytest.raises(CheckpointError, match="65536"):
+        load_for_inference(checkpoint, CPU)
+
+
+def test_other_dtypes_and_missing_tensors_are_refused(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name].half()}, checkpoint / "model.safetensors")
+    reseal(checkpoint)
+    with pytest.raises(CheckpointError, match="F16"):
+        load_for_inference(checkpoint, CPU)
+    del tensors[name]
+    save_file(tensors, checkpoint / "model.safetensors")
+    reseal(checkpoint)
+    with pytest.raises(CheckpointError, match=name):
+        load_for_inference(checkpoint, CPU)
+
+
+def test_find_checkpoint_says_what_is_missing(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="no run with a checkpoint"):
+        find_checkpoint(None, None, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="does not exist"):
+        find_checkpoint(tmp_path / "nothing", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        find_checkpoint(tmp_path / "empty", None)
+    with pytest.raises(UserError, match="not a checkpoint folder"):
+        find_checkpoint(None, tmp_path / "empty")
+    runs = checkpoint.parents[2]
+    assert find_checkpoint(None, None, runs) == checkpoint

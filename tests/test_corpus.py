@@ -1,0 +1,150 @@
+"""No text stands on both sides of the split, and memory does not grow with the text."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from gpt import corpus as corpus_module
+from gpt.config import DataConfig
+from gpt.corpus import scan
+from gpt.errors import UserError
+
+SHAKESPEARE = Path("/work/shared/data/tinyshakespeare.txt")
+
+
+def write_rows(path: Path, rows: list[str]) -> DataConfig:
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return DataConfig(source=str(path))
+
+
+def sides(data: DataConfig) -> tuple[list[str], list[str]]:
+    """The documents of each side."""
+    result: tuple[list[str], list[str]] = ([], [])
+    text = ""
+    for piece in scan(data, progress=False).pieces():
+        text += piece.text
+        if piece.ends:
+            result[piece.val].append(text)
+            text = ""
+    return result
+
+
+def test_whole_documents_in_the_wished_share(tmp_path: Path):
+    rows = [f"document {number} " + "x" * (number % 50) for number in range(1000)]
+    train, val = sides(write_rows(tmp_path / "a.jsonl", rows))
+    assert sorted(train + val) == sorted(rows)
+    assert not set(train) & set(val)
+    assert train == [row for row in rows if row in set(train)]  # the order stays
+    assert sum(map(len, val)) == pytest.approx(0.1 * sum(map(len, rows)), rel=0.02)
+
+
+def test_copies_stay_on_one_side(tmp_path: Path):
+    rows = [f"text {number % 40}" for number in range(400)]
+    train, val = sides(write_rows(tmp_path / "a.jsonl", rows))
+    assert val
+    assert not set(train) & set(val)
+    assert len(train) + len(val) == 400
+
+
+def test_both_sides_get_something_even_from_two_documents(tmp_path: Path):
+    train, val = sides(write_rows(tmp_path / "a.jsonl", ["long " * 1000, "short"]))
+    assert (train, val) == (["long " * 1000], ["short"])
+
+
+def test_the_split_does_not_depend_on_order_or_place(tmp_path: Path):
+    rows = [f"document {number}" for number in range(200)]
+    first = scan(write_rows(tmp_path / "a.jsonl", rows), progress=False)
+    again = scan(write_rows(tmp_path / "b.jsonl", rows), progress=False)
+    reordered = scan(write_rows(tmp_path / "c.jsonl", rows[::-1]), progress=False)
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != reordered.fingerprint
+    assert first.partition == again.partition == reordered.partition
+
+
+def test_too_many_documents_for_a_list_are_split_by_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus_module, "MAX_SORTED_DOCUMENTS", 100)
+    rows = [f"document {number % 1500}" for number in range(2000)]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    assert scan(data, progress=False).partition.how == "hash"
+    train, val = sides(data)
+    assert not set(train) & set(val)
+    assert len(val) / 2000 == pytest.approx(0.1, abs=0.03)
+
+
+def tail(data: DataConfig) -> tuple[str, str]:
+    corpus = scan(data, progress=False)
+    assert corpus.partition.how == "tail"
+    pieces = list(corpus.pieces())
+    return tuple("".join(p.text for p in pieces if p.val is val) for val in (False, True))  # type: ignore[return-value]
+
+
+def test_one_document_is_cut_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "字🙂ab\r\n" * 100_001
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
+    cut = int(len(text) * (1 - 0.3))
+    data = DataConfig(source=str(tmp_path / "a.txt"), val_fraction=0.3)
+    assert tail(data) == (text[:cut], text[cut:])
+    (tmp_path / "b.txt").write_text("  \n")  # blank documents do not count
+    data = DataConfig(source=str(tmp_path), val_fraction=0.3)
+    assert tail(data) == (text[:cut], text[cut:])
+
+
+def test_copies_of_one_document_are_cut_alike(tmp_path: Path):
+    corpus = scan(write_rows(tmp_path / "a.jsonl", ["0123456789"] * 3), progress=False)
+    pieces = [(piece.text, piece.val) for piece in corpus.pieces() if not piece.ends]
+    assert pieces == [("012345678", False), ("9", True)] * 3
+    assert sum(piece.ends for piece in corpus.pieces()) == 6
+
+
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="tinyshakespeare is not on this machine")
+def test_tinyshakespeare_is_cut_as_nanogpt_cuts_it():
+    train, val = tail(DataConfig(source=str(SHAKESPEARE)))
+    assert (len(train), len(val)) == (1_003_854, 111_540)
+
+
+def test_texts_for_training_leave_out_validation(tmp_path: Path):
+    rows = [f"document {number}" for number in range(100)]
+    corpus = scan(write_rows(tmp_path / "a.jsonl", rows), progress=False)
+    everything = "".join(corpus.texts(train_only=False))
+    train = "".join(corpus.texts(train_only=True))
+    assert everything == "".join(rows)
+    assert train == "".join(piece.text for piece in corpus.pieces() if not piece.val)
+    assert len(train) < len(everything)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\t"])
+def test_no_text_is_refused(content: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(UserError, match="holds no text"):
+        scan(DataConfig(source=str(tmp_path / "a.txt")))
+
+
+def test_text_that_changes_meanwhile_is_noticed(tmp_path: Path):
+    rows = [f"document {number}" for number in range(10)]
+    corpus = scan(write_rows(tmp_path / "a.jsonl", rows), progress=False)
+    write_rows(tmp_path / "a.jsonl", [*rows, "one more"])
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(corpus.pieces())
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path):
+    def peak(megabytes: int) -> int:
+        line = "some words on a line, " * 45 + "\n"
+        path = tmp_path / f"{megabytes}.txt"
+        with path.open("w") as file:
+            for _ in range(megabytes):
+                file.write(line * 1024)
+        tracemalloc.start()
+        corpus = scan(DataConfig(source=str(path)), progress=False)
+        assert sum(len(piece.text) for piece in corpus.pieces()) == path.stat().st_size
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    small, large = peak(4), peak(16)
+    assert large < small + 2**20
+    assert large < 12 * 2**20

@@ -1,0 +1,97 @@
+"""Every module imports only from layers below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+GPT = Path(__file__).parents[1] / "gpt"
+
+LAYERS = [
+    {"errors"},
+    {"config", "configfile"},
+    {
+        "device",
+        "ranks",
+        "tokenizer",
+        "model",
+        "schedule",
+        "metrics",
+        "sources",
+        "corpus",
+        "signals",
+    },
+    {"shards", "batches", "data", "optim", "generate", "plot"},
+    {"checkpoint"},
+    {"rundir", "step"},
+    {"record", "build"},
+    {"train", "infer"},
+    {"cli", "cli.train", "cli.infer", "cli.data"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+# Within one layer, a part may stand on another; each pair is listed, so that none is by accident.
+WITHIN = {
+    ("configfile", "config"),
+    ("tokenizer", "ranks"),
+    ("sources", "tokenizer"),
+    ("corpus", "sources"),
+    ("batches", "shards"),
+    ("data", "shards"),
+    ("data", "batches"),
+}
+MODULES = {
+    ".".join(path.relative_to(GPT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in GPT.rglob("*.py")
+    if path != GPT / "__init__.py"
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of gpt that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module is not None
+            names.add(node.module)
+            # `from gpt import model` names modules too.
+            if node.module in ("gpt", "gpt.cli"):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = {name.removeprefix("gpt.") for name in names if name.startswith("gpt.")}
+    return {name for name in found if name in MODULES or name in LAYER}
+
+
+def test_every_module_has_a_layer():
+    assert set(MODULES) == set(LAYER), "list new modules in LAYERS, and remove old ones"
+    assert sum(len(names) for names in LAYERS) == len(LAYER), "a module stands in two layers"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name):
+    for other in imported(MODULES[name]):
+        below = LAYER[other] < LAYER[name]
+        assert below or (name, other) in WITHIN, f"{name} imports {other}"
+
+
+def test_the_test_sees_imports(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import gpt.model\nfrom gpt import data\ndef f():\n    from gpt.step import train_step\n"
+        "import torch\nfrom gpt import __version__\n"
+    )
+    assert imported(file) == {"model", "data", "step"}
+
+
+@pytest.mark.parametrize("name", ["config", "configfile", "errors"])
+def test_reading_a_config_needs_no_torch(name):
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {found.partition(".")[0] for found in names} & {"torch", "numpy", "matplotlib"}

@@ -1,0 +1,55 @@
+"""One writer a directory; what is kept; what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import UserError
+from gpt.rundir import check_run, locked_run, run_path
+from tests.conftest import ConfigMaker
+
+
+def test_a_second_process_is_told_who_holds_the_run(make_config: ConfigMaker) -> None:
+    import os
+
+    config = make_config()
+    with (
+        locked_run(config, "auto"),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+        locked_run(config, "auto"),
+    ):
+        pass
+    with locked_run(config, "auto"):  # free again
+        pass
+
+
+def test_a_folder_that_is_no_run_is_left_alone(make_config: ConfigMaker) -> None:
+    config = make_config()
+    path = run_path(config)
+    path.mkdir(parents=True)
+    (path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not a run"), locked_run(config, "auto"):
+        pass
+    assert [child.name for child in path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_the_way(make_config: ConfigMaker) -> None:
+    config = make_config()
+    run_path(config).parent.mkdir(parents=True)
+    run_path(config).write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        check_run(config, "auto")
+
+
+def test_leftovers_of_a_killed_save_are_removed(make_config: ConfigMaker) -> None:
+    config = make_config()
+    leftovers = [
+        run_path(config) / "checkpoints" / ".tmp-step-00000004",
+        run_path(config) / "checkpoints" / ".tmp-drop-step-00000002",
+    ]
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    with locked_run(config, "auto") as path:
+        assert path == Path(config.run.dir) / "tiny"
+        assert not any(folder.exists() for folder in leftovers)
