@@ -8,21 +8,19 @@ from pathlib import Path
 
 import torch
 
-from gpt.checkpoint import Training, restore_checkpoint, write_durably
+from gpt.checkpoint import Training, restore_checkpoint
 from gpt.config import Config
 from gpt.configfile import dump_config
 from gpt.corpus import source_files
 from gpt.data import TokenData, cached_data
 from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
 from gpt.errors import say
+from gpt.files import write_durably
 from gpt.metrics import truncate_after
 from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
 from gpt.optim import build_optimizer
 from gpt.rundir import Resume, check_run, newest_checkpoint, run_path, start_afresh
-from gpt.schedule import Plan, build_scheduler, walk
-
-# torch's schedulers take 0.1 ms a step: a longer run is walked this far, which takes 5 s.
-MAX_WALKED_STEPS = 50_000
+from gpt.schedule import Plan, build_scheduler, check_plan
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     seed_everything(config.run.seed)
     model = GPT(config.model, data.tokenizer.vocab_size).to(choices.device)
     optimizer = build_optimizer(model, config.optimizer, device=choices.device)
-    walk(
-        plan, [group["lr"] for group in optimizer.param_groups], min(total_steps, MAX_WALKED_STEPS)
-    )
+    check_plan(plan, [group["lr"] for group in optimizer.param_groups])
     for line in describe(config, data, plan, count_parameters(model)) + choices.lines:
         say(line)
     if choices.compile:

@@ -15,7 +15,6 @@ Which run a checkpoint belongs to, and which ones are kept, is `rundir`'s busine
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.device import rng_state, set_rng_state
 from gpt.errors import UserError
+from gpt.files import sync
 from gpt.model import GPT
 from gpt.schedule import load_scheduler
 from gpt.tokenizer import Tokenizer, load_tokenizer
@@ -91,12 +91,12 @@ def save_checkpoint(folder: Path, training: Training) -> None:
         _write_files(temporary, training)
         manifest = {"version": VERSION, "step": training.progress.step, "files": _sums(temporary)}
         for path in temporary.iterdir():
-            _sync(path)
+            sync(path)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(temporary / MANIFEST)
-        _sync(temporary)
+        sync(temporary / MANIFEST)
+        sync(temporary)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -186,15 +186,6 @@ def load_for_inference(folder: Path, device: torch.device) -> tuple[GPT, Tokeniz
     model = GPT(config.model, tokenizer.vocab_size)
     load_weights(folder, model)
     return model.to(device).eval(), tokenizer
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replaces a small text file whole or not at all, even if the power fails."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
 
 
 _SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -321,12 +312,3 @@ def _sums(folder: Path) -> dict[str, dict[str, Any]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's or folder's content durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

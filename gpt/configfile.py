@@ -22,7 +22,7 @@ from gpt.errors import UserError
 MAX_FILE_BYTES = 1_000_000
 MAX_DEPTH = 20  # a config needs 3; PyYAML takes minutes for thousands
 _NOT_PLAIN = re.compile(
-    "[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+    r"[^ -~\u00a0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 Override = tuple[str, str]
 
@@ -224,7 +224,7 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path}:{line}: YAML aliases (*name) are not read; write it out")
             if depth > MAX_DEPTH:
@@ -351,17 +351,18 @@ def _problem(source: _Source, error: dict[str, Any]) -> _Problem:
 def _nearest(path: list[str]) -> str:
     """The nearest valid key, for a typo; a key that lives in another section is found there."""
     known = [name for name, _, _, _ in knobs()]
-    wished = ".".join(path)
-    elsewhere = [name for name in known if name.rpartition(".")[2] == path[-1]]
-    candidates = list(Config.model_fields) if len(path) == 1 else known
-    near = difflib.get_close_matches(wished, candidates, 1, 0.6)
-    if len(path) == 1 and not near:
-        near = elsewhere
-    found = near or elsewhere
+    section, key = path[0], path[-1]
+    inside = [name.rpartition(".")[2] for name in known if name.startswith(f"{section}.")]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key]
+    if len(path) == 1:
+        found = difflib.get_close_matches(key, list(Config.model_fields), 1) or elsewhere
+    elif inside:
+        near = difflib.get_close_matches(key, inside, 1, 0.7)
+        found = elsewhere or [f"{section}.{name}" for name in near]
+    else:
+        found = elsewhere or difflib.get_close_matches(".".join(path), known, 1)
     if found:
         return f"; did you mean {found[0]}?"
-    section = path[0] if path[0] in Config.model_fields and len(path) == 2 else None
-    if section is None:
-        return f"; the sections are {', '.join(Config.model_fields)}"
-    inside = [name.rpartition(".")[2] for name in known if name.startswith(f"{section}.")]
-    return f"; {section} has {', '.join(inside)}"
+    if inside:
+        return f"; {section} has {', '.join(inside)}"
+    return f"; the sections are {', '.join(Config.model_fields)}"

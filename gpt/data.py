@@ -3,8 +3,6 @@
 `Batches` and `eval_batches`, which read them, are in `batches`.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +24,7 @@ from gpt.batches import Batches, check_context, eval_batches
 from gpt.config import Config, is_tokenizer_kind
 from gpt.corpus import Corpus, Piece, scan, source_files
 from gpt.errors import UserError, say
+from gpt.files import locked, sync, write_durably
 from gpt.ranks import ranks_path
 from gpt.shards import Hex, ShardWriter, Split, SplitMeta, hash_file, open_split
 from gpt.sources import STDLIB
@@ -90,7 +89,7 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
         return data
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with locked(folder.parent / f".lock-{folder.name}", wait=True):
             data = _reuse(config, folder, files)
             if data is None:
                 data = _build(config, folder, files, progress=progress)
@@ -197,14 +196,6 @@ def _stamp(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One builder a folder; the lock ends with the process, however that ends."""
-    with (folder.parent / f".lock-{folder.name}").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _reuse(config: Config, folder: Path, files: Sequence[Path]) -> TokenData | None:
     """What is there, if it is whole and still that of the text."""
     try:
@@ -251,11 +242,11 @@ def _build(config: Config, folder: Path, files: Sequence[Path], *, progress: boo
         )
         _write_meta(temporary, meta)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -276,18 +267,7 @@ def make_tokenizer(config: Config, *, progress: bool = True) -> tuple[Corpus, To
 
 
 def _write_meta(folder: Path, meta: Meta) -> None:
-    temporary = folder / f".{META_FILE}"
-    temporary.write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / META_FILE)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(folder / META_FILE, meta.model_dump_json(indent=1) + "\n")
 
 
 def _check_lengths(config: Config, train_tokens: int, val_tokens: int) -> None:

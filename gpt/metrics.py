@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.files import write_durably
 
 METRICS_NAME = "metrics.jsonl"
 Record = dict[str, Any]
@@ -166,18 +167,7 @@ def truncate_after(run_dir: Path, step: int) -> None:
     kept = b"".join(line for line, record in _lines(path) if _step(record) <= step)
     if kept == path.read_bytes():
         return
-    temporary = path.with_name(f".{METRICS_NAME}.tmp")
-    with temporary.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":  # the new name must survive a power failure too
-        folder = os.open(run_dir, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_durably(path, kept)
 
 
 def _step(record: Record) -> float:

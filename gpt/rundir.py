@@ -4,7 +4,6 @@ runs/NAME/config.yaml  metrics.jsonl  tokenizer.*  checkpoints/step-00000250/  c
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from gpt.checkpoint import (
     Training,
     save_checkpoint,
     verify_checkpoint,
-    write_durably,
 )
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.errors import UserError, say
+from gpt.files import HeldError, locked, write_durably
 from gpt.metrics import truncate_after
 
 Resume = Literal["auto", "never", "must"]
@@ -53,18 +52,21 @@ def locked_run(config: Config, resume: Resume) -> Iterator[Path]:
     check_run(config, resume)
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        (path / ".lock").touch()
     except OSError as error:
         raise UserError(
             f"run.dir: {path} cannot be written ({error.strerror}); give another"
         ) from None
     try:
-        _lock(lock, path)
-        for stale in [*path.glob(".tmp-*"), *(path / "checkpoints").glob(".tmp-*")]:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        yield path
-    finally:
-        os.close(lock)
+        with locked(path / ".lock", wait=False):
+            for stale in [*path.glob(".tmp-*"), *(path / "checkpoints").glob(".tmp-*")]:
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            yield path
+    except HeldError as held:
+        raise UserError(
+            f"run.name: {path} is in use by process {held.holder}; wait for it, or choose another "
+            "--run.name"
+        ) from None
 
 
 def check_run(config: Config, resume: Resume) -> None:
@@ -210,21 +212,3 @@ def _retain(run: Path, keep: int, progress: Progress) -> None:
             doomed = folder.with_name(f".tmp-drop-{folder.name}")
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _lock(handle: int, path: Path) -> None:
-    """Takes the lock, which the system frees when this process ends, however it ends."""
-    try:
-        import fcntl  # not on Windows
-    except ImportError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
-        raise UserError(
-            f"run.name: {path} is in use by process {holder}; wait for it, or choose another "
-            "--run.name"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)

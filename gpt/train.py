@@ -188,9 +188,7 @@ def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
         f"{progress.tokens:,} tokens in {duration(progress.seconds)}"
     )
     if progress.best_val_loss is not None:
-        say(
-            f"best     val loss {progress.best_val_loss:.4f} nats/token, step {progress.best_step:,}"
-        )
+        say(f"best     val loss {progress.best_val_loss:.4f} at step {progress.best_step:,}")
     if ending == "stopped":
         say(f"go on    gpt-train --config {run / 'config.yaml'}")
         return

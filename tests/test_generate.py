@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gpt.config import ModelConfig, TokenizerConfig
 from gpt.errors import UserError
 from gpt.generate import (
+    FusedAttention,
     KVCache,
     Sampling,
     SplitLinear,
@@ -23,7 +24,7 @@ from gpt.generate import (
     prepare_for_decode,
 )
 from gpt.model import GPT
-from gpt.tokenizer import Tokenizer, build_tokenizer
+from gpt.tokenizer import build_tokenizer
 
 BYTES = build_tokenizer(TokenizerConfig(kind="bytes"), lambda: iter(()))
 EOT = BYTES.eot_id
@@ -67,14 +68,6 @@ def greedy_reference(model: GPT, prompt: str, max_tokens: int) -> list[int]:
         window.append(token)
         tokens.append(token)
     return tokens
-
-
-def test_the_stub_of_this_file_is_a_tokenizer() -> None:
-    assert isinstance(BYTES, Tokenizer)
-    assert BYTES.vocab_size == 257
-
-
-# Cache
 
 
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
@@ -121,9 +114,6 @@ def test_greedy_equals_uncached_decoding_beyond_the_context(
     for prompt in prompts:
         (result,) = complete(model, BYTES, [prompt], Sampling(temperature=0, max_tokens=40))
         assert result.tokens == greedy_reference(model, prompt, 40)
-
-
-# Batches
 
 
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
@@ -178,9 +168,6 @@ def test_generation_follows_the_weights_of_now() -> None:
         model.head.weight[66] = 0
     sampling = Sampling(temperature=0, max_tokens=2)
     assert complete(model, BYTES, ["a"], sampling)[0].tokens == [0, 0]
-
-
-# How a row ends
 
 
 def constant_model(*tokens: int) -> GPT:
@@ -254,9 +241,6 @@ def test_invalid_bytes_become_replacement_characters() -> None:
     assert stream.feed(b"a\xff") + stream.feed(b"b\xe6") + stream.finish() == "a\ufffdb"
 
 
-# Prompts
-
-
 def test_prompt_edges(capsys: pytest.CaptureFixture[str]) -> None:
     assert encode_prompt(BYTES, "", 8) == [EOT]
     assert encode_prompt(BYTES, "abc", 8) == [97, 98, 99]
@@ -271,8 +255,6 @@ def test_unknown_characters_are_a_user_error() -> None:
     with pytest.raises(UserError, match="U\\+65E5"):
         complete(build(), chars, ["日"], Sampling())
 
-
-# Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0]])
 
@@ -420,9 +402,6 @@ def test_any_valid_settings_give_a_text(
 SMALL = build(context_len=8)
 
 
-# One row at a time
-
-
 @pytest.mark.parametrize("shape", [(512, 384), (515, 256), (3, 40000), (65537, 1)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("blocks", [2, 3])
@@ -431,18 +410,32 @@ def test_split_product_equals_the_plain_one(
 ) -> None:
     torch.manual_seed(9)
     linear = torch.nn.Linear(shape[1], shape[0], bias=bias)
-    split = SplitLinear(linear, blocks)
+    split = SplitLinear(linear.weight, linear.bias, blocks)
     for size in ((1, 1), (1, 3), (2, 1)):
         x = torch.randn(*size, shape[1])
         torch.testing.assert_close(split(x), linear(x), atol=1e-4, rtol=1e-4)
 
 
-def test_prepared_model_shares_every_weight() -> None:
-    model = build(tie_embeddings=True, n_hidden=4096)
-    decoder = prepare_for_decode(model)
-    theirs = {id(parameter) for parameter in model.parameters()}
-    assert {id(parameter) for parameter in decoder.parameters()} == theirs
-    if torch.get_num_threads() > 1:
-        assert any(isinstance(module, SplitLinear) for module in decoder.modules())
-    ids = torch.tensor([[5]])
-    torch.testing.assert_close(decoder(ids), model(ids), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("n_kv_head", [None, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_prepared_model_equals_the_plain_one(n_kv_head: int | None, bias: bool) -> None:
+    torch.manual_seed(10)
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 256, "context_len": 16}
+    config = ModelConfig(**shape, init="gpt2", init_std=0.1, n_kv_head=n_kv_head, bias=bias)
+    model = GPT(config, BYTES.vocab_size).eval()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        decoder = prepare_for_decode(model)
+        kinds = {type(module) for module in decoder.modules()}
+        assert {SplitLinear, FusedAttention} <= kinds
+        assert {id(p) for p in decoder.parameters()} == {id(p) for p in model.parameters()}
+        ids = torch.randint(256, (10,)).tolist()
+        cache = KVCache(model, 1, 10)
+        with torch.inference_mode():
+            for n, token in enumerate(ids):
+                logits = decoder(torch.tensor([[token]]), cache.next_token())[0, -1]
+                plain = uncached(model, ids[: n + 1])
+                torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    finally:
+        torch.set_num_threads(threads)

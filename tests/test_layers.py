@@ -9,7 +9,7 @@ GPT = Path(__file__).parents[1] / "gpt"
 
 LAYERS = [
     {"errors"},
-    {"config", "configfile"},
+    {"config", "configfile", "files"},
     {
         "device",
         "ranks",

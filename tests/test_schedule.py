@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_torch_agrees_with_the_closed_form_at_every_step(plan, peaks):
         scheduler.step()
     slack = TOLERANCE if plan.warmup_steps == plan.total_steps else 0
     past = seen[plan.total_steps - 1 :]
-    for before, after in zip(past, past[1:], strict=False):
+    for before, after in pairwise(past):
         pairs = zip(after, before, peaks, strict=True)
         assert all(a <= b + slack * peak for a, b, peak in pairs), "rises after its end"
     assert seen[plan.total_steps] == seen[-1]
@@ -97,7 +98,7 @@ def test_resume_is_exact_at_every_step(plan, peaks, data):
 
 
 def test_it_is_made_of_torchs_own_schedulers():
-    optimizer, scheduler = build(Plan("warmup_cosine", 10, 3, 0.1, 0.1), [1.0])
+    _, scheduler = build(Plan("warmup_cosine", 10, 3, 0.1, 0.1), [1.0])
     assert type(scheduler) is SequentialLR
     kinds = [type(phase).__name__ for phase in scheduler._schedulers]
     assert kinds == ["LinearLR", "ProportionalCosine", "ConstantLR"]
