@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gpt.checkpoint import Training
 from gpt.data import Split, eval_batches
-from gpt.device import autocast
+from gpt.device import autocast, eager
 
 
 class NonFiniteError(Exception):
@@ -110,8 +110,7 @@ def evaluate(
     byte_lengths = training.tokenizer.byte_lengths
     model.eval()
     total, tokens, n_bytes = 0.0, 0, 0
-    # Eager: a last, shorter window and the other grad mode would each be compiled anew.
-    with torch.compiler.set_stance("force_eager"):
+    with eager(model):
         for inputs, targets in eval_batches(
             split, config.model.context_len, batch_size, config.eval.max_tokens
         ):

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from gpt.build import build_training, continue_or_start
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
 from gpt.data import Batches, Split, open_data
-from gpt.device import busy_warning, pick_device, set_threads
+from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_threads
 from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
 from gpt.metrics import duration
@@ -27,6 +25,7 @@ def train(config: Config, resume: Resume = "auto") -> None:
     """
     pick_device(config.train.device)  # before any work: is it there?
     set_threads()
+    keep_freed_memory()
     if busy := busy_warning():
         say(f"warning: {busy}")
     with locked_run(config, resume) as run:
@@ -127,7 +126,7 @@ def sample(training: Training) -> str:
     config = training.config
     sampling = Sampling(max_tokens=config.eval.sample_tokens, seed=config.run.seed)
     training.model.eval()
-    with torch.compiler.set_stance("force_eager"):
+    with eager(training.model):
         prompts = [config.eval.sample_prompt]
         pieces = generate(training.model, training.tokenizer, prompts, sampling)
         return "".join(piece.text for piece in pieces)
