@@ -1,8 +1,12 @@
 """Failures that a user can fix, and how a command ends; no other module decides exit codes."""
 
+import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 EXIT_USER = 2
 
@@ -30,8 +34,16 @@ def say(line: str = "") -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's body and turns its end into the exit code that the shell sees."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _raise_stopped) if in_main else None
     try:
         command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -46,5 +58,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         return 130
     except BrokenPipeError:  # the reader of a pipe (`| head`) had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return 0

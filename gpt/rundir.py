@@ -61,7 +61,10 @@ def locked_run(config: Config, resume: Resume) -> Iterator[Path]:
         with locked(path / ".lock", wait=False):
             for stale in [*path.glob(".tmp-*"), *(path / "checkpoints").glob(".tmp-*")]:
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            yield path
+            try:
+                yield path
+            finally:
+                _remove_if_unused(path)
     except HeldError as held:
         raise UserError(
             f"run.name: {path} is in use by process {held.holder}; wait for it, or choose another "
@@ -199,6 +202,15 @@ def _write_best(run: Path, progress: Progress) -> None:
     if progress.best_step is not None:
         best = {"checkpoint": f"step-{progress.best_step:08d}", "val_loss": progress.best_val_loss}
         write_durably(run / "checkpoints" / "best.json", json.dumps(best) + "\n")
+
+
+def _remove_if_unused(run: Path) -> None:
+    """Takes back the folder of a run that failed before it began."""
+    if not (run / "config.yaml").exists():
+        (run / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            (run / "checkpoints").rmdir()
+            run.rmdir()
 
 
 def _retain(run: Path, keep: int, progress: Progress) -> None:

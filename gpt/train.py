@@ -63,7 +63,7 @@ def train_until_end(
         step, limit = progress.step, reached_limit(config, plan, progress.step, progress.seconds)
         if step > progress.evaluated_step and (limit or step % config.eval.every_steps == 0):
             evaluate_and_sample(training, val, recorder, stop)
-            limit = limit or reached_patience(training)
+        limit = limit or reached_patience(training)
         best = progress.best_step == step
         due = limit or stop.requested or best or step % config.checkpoint.every_steps == 0
         if step > saved_step and due:

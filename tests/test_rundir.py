@@ -53,3 +53,10 @@ def test_leftovers_of_a_killed_save_are_removed(make_config: ConfigMaker) -> Non
     with locked_run(config, "auto") as path:
         assert path == Path(config.run.dir) / "tiny"
         assert not any(folder.exists() for folder in leftovers)
+
+
+def test_a_run_that_never_began_leaves_no_folder(make_config: ConfigMaker) -> None:
+    config = make_config()
+    with pytest.raises(UserError, match="no such text"), locked_run(config, "auto"):
+        raise UserError("no such text")
+    assert not run_path(config).exists()

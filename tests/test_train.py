@@ -103,6 +103,9 @@ def test_patience_stops_and_the_best_is_what_inference_takes(make_config: Config
     assert max(losses) == best + 15 < 400
     assert kept(config) == [best, max(losses)]
     assert find_checkpoint(run_folder(config), None).name == f"step-{best:08d}"
+    train(config)  # ended is ended: started again, it does not go on
+    assert len(lines(config, "eval")) == len(losses)
+    assert kept(config) == [best, max(losses)]
 
 
 def test_keeps_the_newest_k_and_the_best(make_config: ConfigMaker) -> None:

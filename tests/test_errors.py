@@ -1,0 +1,87 @@
+"""How a command ends: the exit code and the lines that the user sees."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt.errors import Stopped, UserError, run_command
+
+
+def test_mistakes_are_lines_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> None:
+        raise UserError("a: 1 is too small; 2 is the least", "b: unknown")
+
+    assert run_command(fail, []) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: a: 1 is too small; 2 is the least",
+        "error: b: unknown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Stopped(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)]
+)
+def test_signals_are_128_and_more(error: BaseException, code: int) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    assert run_command(fail, []) == code
+
+
+def test_our_bugs_keep_their_traceback() -> None:
+    def fail(_: object) -> None:
+        raise AssertionError("ours")
+
+    with pytest.raises(AssertionError):
+        run_command(fail, [])
+
+
+PROGRAM = """
+import os, signal, sys, time
+from gpt.errors import run_command
+
+def command(argv):
+    BODY
+
+sys.exit(run_command(command, []))
+"""
+
+
+def run_program(body: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("BODY", body)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **more},
+    )
+
+
+def test_sigterm_before_training_begins() -> None:
+    result = run_program("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)")
+    assert result.returncode == 143
+    assert "Traceback" not in result.stderr
+
+
+def test_a_terminal_that_lacks_a_character() -> None:
+    result = run_program("print('学习')", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "??\n"
+
+
+def test_a_reader_that_had_enough() -> None:
+    program = PROGRAM.replace("BODY", "for _ in range(100_000): print('x' * 100)")
+    result = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; {sys.executable} -c "$PROGRAM" | head -n 1'],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PROGRAM": program},
+        timeout=30,
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
