@@ -1,5 +1,6 @@
 """Generation: cached = uncached, batch = alone, sampling, stop texts, whole characters."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,21 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.config import ModelConfig, TokenizerConfig
+from gpt.decode import Decoder, KVCache, Product
 from gpt.errors import UserError
-from gpt.generate import (
-    FusedAttention,
-    KVCache,
-    Sampling,
-    SplitLinear,
-    TextStream,
-    choose,
-    complete,
-    encode_prompt,
-    generate,
-    keep_likely,
-    prepare_for_decode,
-)
+from gpt.generate import TextStream, complete, encode_prompt, generate
 from gpt.model import GPT
+from gpt.sampling import Sampling, choose, keep_likely
 from gpt.tokenizer import build_tokenizer
 
 BYTES = build_tokenizer(TokenizerConfig(kind="bytes"), lambda: iter(()))
@@ -71,16 +62,14 @@ def greedy_reference(model: GPT, prompt: str, max_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
-@pytest.mark.parametrize("fast", [False, True])
-def test_cached_logits_equal_uncached(options: dict[str, Any], fast: bool) -> None:
+def test_cached_logits_equal_uncached(options: dict[str, Any]) -> None:
     model = build(**options)
-    decoder = prepare_for_decode(model) if fast else model
     ids = torch.randint(256, (40,), generator=torch.Generator().manual_seed(2)).tolist()
     cache = KVCache(model, 1, 40)
     with torch.inference_mode():
-        cache.fill(decoder, 0, ids[:7])
+        cache.fill(model, 0, ids[:7])
         for n in range(7, 40):
-            logits = decoder(torch.tensor([[ids[n]]]), cache.next_token())[0, -1]
+            logits = model(torch.tensor([[ids[n]]]), cache.next_token())[0, -1]
             torch.testing.assert_close(logits, uncached(model, ids[: n + 1]), atol=1e-5, rtol=1e-5)
 
 
@@ -402,40 +391,61 @@ def test_any_valid_settings_give_a_text(
 SMALL = build(context_len=8)
 
 
-@pytest.mark.parametrize("shape", [(512, 384), (515, 256), (3, 40000), (65537, 1)])
+@pytest.mark.parametrize("shape", [(16, 4), (19, 5), (3, 40), (65, 384)])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("blocks", [2, 3])
-def test_split_product_equals_the_plain_one(
-    shape: tuple[int, int], bias: bool, blocks: int
-) -> None:
+def test_a_cut_product_equals_the_layer(shape: tuple[int, int], bias: bool) -> None:
     torch.manual_seed(9)
     linear = torch.nn.Linear(shape[1], shape[0], bias=bias)
-    split = SplitLinear(linear.weight, linear.bias, blocks)
-    for size in ((1, 1), (1, 3), (2, 1)):
-        x = torch.randn(*size, shape[1])
-        torch.testing.assert_close(split(x), linear(x), atol=1e-4, rtol=1e-4)
+    x, y = torch.randn(shape[1]), torch.full((shape[0],), math.nan)
+    product = Product([linear], x, y)
+    with torch.inference_mode():
+        product.set(2.0)
+        expected = torch.nn.functional.linear(2 * x, linear.weight, linear.bias)
+        torch.testing.assert_close(y, expected)
+        product.add()
+        torch.testing.assert_close(y, expected + linear(x))
 
 
-@pytest.mark.parametrize("n_kv_head", [None, 2])
-@pytest.mark.parametrize("bias", [False, True])
-def test_prepared_model_equals_the_plain_one(n_kv_head: int | None, bias: bool) -> None:
-    torch.manual_seed(10)
-    shape = {"n_layer": 2, "n_head": 4, "n_embd": 256, "context_len": 16}
-    config = ModelConfig(**shape, init="gpt2", init_std=0.1, n_kv_head=n_kv_head, bias=bias)
-    model = GPT(config, BYTES.vocab_size).eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        decoder = prepare_for_decode(model)
-        kinds = {type(module) for module in decoder.modules()}
-        assert {SplitLinear, FusedAttention} <= kinds
-        assert {id(p) for p in decoder.parameters()} == {id(p) for p in model.parameters()}
-        ids = torch.randint(256, (10,)).tolist()
-        cache = KVCache(model, 1, 10)
+CHOICES: dict[str, list[Any]] = {
+    "position": ["learned", "rotary"],
+    "norm": ["layernorm", "rmsnorm"],
+    "activation": ["gelu", "gelu_tanh", "swiglu", "relu2"],
+    "bias": [False, True],
+    "tie_embeddings": [False, True],
+    "n_kv_head": [None, 2, 1],
+    "qk_norm": [False, True],
+}
+
+
+@pytest.mark.parametrize("n_head", [4, 1])
+def test_one_row_equals_the_plain_model_with_every_option(n_head: int) -> None:
+    for values in itertools.product(*CHOICES.values()):
+        options = dict(zip(CHOICES, values, strict=True))
+        if n_head == 1 and options["n_kv_head"] is not None:
+            continue
+        shape = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "context_len": 8, "n_hidden": 37}
+        torch.manual_seed(10)
+        model = GPT(ModelConfig(**shape, init="gpt2", init_std=0.2, **options), 67).train()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        ids = torch.randint(67, (8,)).tolist()
+        cache, decoder = KVCache(model, 1, 8), Decoder(model)
+        assert decoder.one_row is not None
+        assert model.training
         with torch.inference_mode():
-            for n, token in enumerate(ids):
-                logits = decoder(torch.tensor([[token]]), cache.next_token())[0, -1]
+            cache.fill(decoder.model, 0, ids[:3])
+            for n in range(3, 8):
+                logits = decoder.next_logits([ids[n]], cache)[0]
                 plain = uncached(model, ids[: n + 1])
-                torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
-    finally:
-        torch.set_num_threads(threads)
+                torch.testing.assert_close(logits, plain, atol=1e-4, rtol=0, msg=str(options))
+
+
+def test_one_row_hides_no_broken_weights() -> None:
+    for bad in (math.nan, math.inf, 1e38):
+        model = build(tie_embeddings=False)
+        with torch.no_grad():
+            model.tok_emb.weight.fill_(bad)
+        with pytest.raises(UserError, match="not finite"):
+            complete(model, BYTES, ["ab"], Sampling(max_tokens=3))

@@ -20,8 +20,9 @@ LAYERS = [
         "sources",
         "corpus",
         "signals",
+        "sampling",
     },
-    {"shards", "batches", "data", "optim", "generate", "plot"},
+    {"shards", "batches", "data", "optim", "decode", "generate", "plot"},
     {"checkpoint"},
     {"rundir", "step"},
     {"record", "build"},
@@ -38,6 +39,7 @@ WITHIN = {
     ("batches", "shards"),
     ("data", "shards"),
     ("data", "batches"),
+    ("generate", "decode"),
 }
 MODULES = {
     ".".join(path.relative_to(GPT).with_suffix("").parts).removesuffix(".__init__"): path
