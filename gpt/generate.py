@@ -1,9 +1,30 @@
-"""Text from a model: KV cache, sampling, batches of prompts, stop rules. Prints nothing it makes.
+"""Text from a model: batches of prompts, the loop, stop rules. Prints nothing it makes.
 
 A row is one sample of one prompt. What a row gives depends on its prompt, the settings and the
 number of its sample, never on the rows beside it. In fp32 this holds to the token, as long as no
 two candidates are within rounding error of each other.
 """
+
+import codecs
+import random
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gpt.decode import Decoder, KVCache, prefill
+from gpt.errors import UserError, say
+from gpt.model import GPT
+from gpt.sampling import Sampling, choose
+from gpt.tokenizer import Tokenizer
+
+__all__ = ["Completion", "Piece", "Sampling", "complete", "generate"]
+
+FinishReason = Literal["length", "stop", "end"]
+
+ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ def generate(
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, prompt, model.config.context_len)
         rows += [Row(tokenizer, prompt, ids, sampling, seed, (index, n)) for n in range(samples)]
-    decoder = prepare_for_decode(model)
+    decoder = Decoder(model)
     for first in range(0, len(rows), ROWS_AT_ONCE):
         yield from _run(decoder, rows[first : first + ROWS_AT_ONCE], sampling)
 
@@ -70,19 +91,19 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context_len: int) -> list[i
 
 
 @torch.inference_mode()
-def _run(model: GPT, rows: list["Row"], sampling: Sampling) -> Iterator[Piece]:
+def _run(decoder: Decoder, rows: list["Row"], sampling: Sampling) -> Iterator[Piece]:
     """Decodes some rows together, a token each at a time; finished rows leave the cache."""
+    model = decoder.model
     context_len = model.config.context_len
     longest = max(len(row.ids) for row in rows) + sampling.max_tokens
     cache = KVCache(model, len(rows), min(longest, context_len))
-    prefill(model, cache, rows)
+    prefill(model, cache, [row.ids for row in rows])
     while rows:
         for index, row in enumerate(rows):
-            if len(row.window) > context_len:
+            if row.window_len > context_len:
                 row.slide(context_len)
                 cache.fill(model, index, row.window[:-1])
-        newest = torch.tensor([[row.ids[-1]] for row in rows], device=model.tok_emb.weight.device)
-        logits = model(newest, cache.next_token())[:, -1]  # (B, V)
+        logits = decoder.next_logits([row.ids[-1] for row in rows], cache)  # (B, V)
         draws = [row.random.random() for row in rows]
         occurred = [row.ids for row in rows]
         for row, token in zip(rows, choose(logits, sampling, draws, occurred), strict=True):
@@ -120,6 +141,11 @@ class Row:
     def window(self) -> list[int]:
         """The tokens that the model sees."""
         return self.ids[self.start :]
+
+    @property
+    def window_len(self) -> int:
+        """How many tokens the model sees."""
+        return len(self.ids) - self.start
 
     def slide(self, context_len: int) -> None:
         """Makes room: the oldest quarter of the context is forgotten.
