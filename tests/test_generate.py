@@ -397,7 +397,7 @@ def test_a_cut_product_equals_the_layer(shape: tuple[int, int], bias: bool) -> N
     torch.manual_seed(9)
     linear = torch.nn.Linear(shape[1], shape[0], bias=bias)
     x, y = torch.randn(shape[1]), torch.full((shape[0],), math.nan)
-    product = Product([linear], x, y)
+    product = Product([linear], x.numpy(), y)
     with torch.inference_mode():
         product.set(2.0)
         expected = torch.nn.functional.linear(2 * x, linear.weight, linear.bias)
