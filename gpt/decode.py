@@ -14,9 +14,6 @@ from gpt.model import GPT, Block
 
 Floats = npt.NDArray[np.float32]
 
-# Blocks that a product is cut into: enough for the cores to share evenly.
-BLOCKS = 8
-
 
 class KVCache:
     """Keys and values of B rows, each row as long as it is; room for `size` tokens a row."""
@@ -295,11 +292,12 @@ class Product:
             moved = weight @ shift.detach()
             self.bias = moved if self.bias is None else self.bias + moved
         rows, width = weight.shape
-        even = rows - rows % BLOCKS
+        blocks = torch.get_num_threads()  # one each: measured, finer ones are slower
+        even = rows - rows % blocks
         self.x, self.y = torch.from_numpy(x), y.view(-1)
-        self.blocks = weight[:even].view(BLOCKS, -1, width).mT  # (blocks, in_features, rows)
-        self.block_x = self.x.expand(BLOCKS, 1, width)
-        self.block_y = self.y[:even].view(BLOCKS, 1, -1)
+        self.blocks = weight[:even].view(blocks, -1, width).mT  # (blocks, in_features, rows)
+        self.block_x = self.x.expand(blocks, 1, width)
+        self.block_y = self.y[:even].view(blocks, 1, -1)
         self.rest, self.rest_y = weight[even:], self.y[even:]
 
     def set(self, scale: float) -> None:
