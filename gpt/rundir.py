@@ -91,10 +91,11 @@ def check_run(config: Config, resume: Resume) -> None:
     if saved.exists():
         changed = changed_keys(load_config(saved), config)
         if changed:
+            shown = [f"{key}: {was} there, {now} now" for key, was, now in changed[:4]]
+            more = [f"{len(changed) - 4} more"] if len(changed) > 4 else []
             raise UserError(
-                f"run.name: {path} is a run of another config; choose another --run.name, "
-                f"or go on with its own (--config {saved})",
-                *(f"  {key}: {was} there, {now} now" for key, was, now in changed),
+                f"run.name: {path} is a run of another config ({'; '.join(shown + more)}); choose "
+                f"another --run.name, or go on with its own (--config {saved})"
             )
     elif path.is_dir() and any(
         child.name not in {".lock", "checkpoints"} for child in path.iterdir()

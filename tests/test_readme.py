@@ -76,11 +76,12 @@ def test_the_errors_shown_are_what_is_printed(
 
 
 def test_options_named_exist() -> None:
-    for name in ("gpt-train", "gpt-infer", "gpt-data"):
-        row = next(line for line in text("README.md").splitlines() if line.startswith(f"| `{name}"))
-        offered = command(name, "--help").stdout
+    for words in (("gpt-train",), ("gpt-infer",), ("gpt-data", "build"), ("gpt-data", "info")):
+        rows = text("README.md").splitlines()
+        row = next(line for line in rows if line.startswith(f"| `{' '.join(words)}"))
+        offered = command(*words, "--help").stdout
         for option in re.findall(r"--[a-z][a-z-]+(?!\.)\b", row.replace("--section.key", "")):
-            assert option in offered, (name, option)
+            assert option in offered, (words, option)
 
 
 def test_make_targets_named_exist() -> None:
