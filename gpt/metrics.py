@@ -49,7 +49,7 @@ class MetricsLog:
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
         self._file.write(text.encode() + b"\n")
         numbers = _numbers(record)
-        step = int(record.get("step", 0))
+        step = int(_step(record))
         if self._tensorboard is not None:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -170,9 +170,9 @@ def truncate_after(run_dir: Path, step: int) -> None:
     write_durably(path, kept)
 
 
-def _step(record: Record) -> float:
+def _step(record: Mapping[str, Any]) -> float:
     step = record.get("step", 0)
-    return step if isinstance(step, int | float) else 0
+    return step if isinstance(step, int | float) and math.isfinite(step) else 0
 
 
 class Console:

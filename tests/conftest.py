@@ -8,11 +8,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only wait for a second thread
 
 import pytest
+from hypothesis import settings
 
 from gpt.config import Config
 from gpt.configfile import load_config
 
 ConfigMaker = Callable[..., Config]
+
+# The same examples each time, and no limit in time for one of them on a busy machine.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def write_text(folder: Path) -> Path:

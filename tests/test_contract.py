@@ -1,11 +1,16 @@
 """The names that users' scripts depend on: commands, options, fields, exit codes."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -18,21 +23,33 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = ("gpt-train", "gpt-infer", "gpt-data")
 
 
-def command(
-    name: str, *arguments: str, text: str | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs a console command as a shell would; `text` is its standard input."""
-    program = f"import sys; from gpt.cli.{name.removeprefix('gpt-')} import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        input=text,
-        stdin=subprocess.DEVNULL if text is None else None,
-        cwd=cwd,
-        timeout=120,
-    )
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(name: str, *arguments: str, text: str = "", cwd: Path = ROOT) -> Ended:
+    """Runs a console command's `main` in this process; `text` is its standard input."""
+    main = import_module(f"gpt.cli.{name.removeprefix('gpt-')}").main
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+    with (
+        redirect_stdout(stdout),
+        redirect_stderr(io.StringIO()) as stderr,
+        patch("sys.stdin", stdin),
+        chdir(cwd),
+    ):
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:  # argparse's own
+            code = int(end.code or 0)
+        stdout.flush()
+        printed = stdout.buffer.getvalue().decode()
+    return Ended(code, printed, stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
