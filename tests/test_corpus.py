@@ -1,6 +1,7 @@
 """No text stands on both sides of the split, and memory does not grow with the text."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from gpt.config import DataConfig
 from gpt.corpus import scan
 from gpt.errors import UserError
 
-SHAKESPEARE = Path("/work/shared/data/tinyshakespeare.txt")
+SHAKESPEARE = Path(os.environ.get("TINYSHAKESPEARE", "tinyshakespeare.txt"))
 
 
 def write_rows(path: Path, rows: list[str]) -> DataConfig:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TEXT = (
     "The cat sat on the mat; the dog's 12345 days.\r\n\tif x == 3:\n" * 20
     + "你好,世界 🙂 déjà vu\n" * 5
 )
-GPT2 = Path("/work/shared/data/gpt2.tiktoken")
+GPT2 = Path(os.environ.get("GPT2_RANKS", "gpt2.tiktoken"))
 
 
 def build(kind: str, texts: list[str] | None = None, **more: object) -> Tokenizer:
