@@ -2,11 +2,22 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 TokenizerKind = Literal["bytes", "chars", "bpe", "gpt2", "cl100k_base", "o200k_base"]
+ScheduleName = Literal[
+    "warmup_cosine",
+    "wsd",
+    "linear",
+    "constant",
+    "inverse_sqrt",
+    "polynomial",
+    "cosine_restarts",
+    "hf_cosine",
+    "chapter",
+]
 
 
 def _no_bool(value: object) -> object:
@@ -139,6 +150,18 @@ class ModelConfig(Section):
     init_std: Float = Field(
         0.02, gt=0, le=1, description="standard deviation of embeddings, and of gpt2's matrices"
     )
+    mup_base_width: Int | None = Field(
+        None,
+        ge=1,
+        description="muP: the n_embd at which lr was chosen; rates, initialisation, attention and "
+        "logits are scaled so that it holds at this n_embd. null: no scaling",
+    )
+    mup_base_depth: Int | None = Field(
+        None,
+        ge=1,
+        description="CompleteP: the n_layer at which lr was chosen; residual branches are scaled "
+        "by mup_base_depth / n_layer. Needs mup_base_width. null: no scaling",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +198,12 @@ class OptimizerConfig(Section):
         description="update rule; muon: Muon for hidden matrices, AdamW for everything else",
     )
     lr: Float = Field(3e-4, gt=0, le=1e3, description="peak learning rate")
+    lr_batch_size: Int | None = Field(
+        None,
+        ge=1,
+        description="train.batch_size that lr was chosen at, if it was another; changes nothing, "
+        "but the plan warns and says what lr becomes",
+    )
     adamw_lr: Float | None = Field(
         None, gt=0, le=1e3, description="muon only: peak rate of its AdamW part; null: lr"
     )
@@ -195,8 +224,10 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The rate at each step."""
 
-    name: Literal["warmup_cosine", "constant"] = Field(
-        "warmup_cosine", description="shape after the warmup"
+    name: ScheduleName = Field(
+        "warmup_cosine",
+        description="shape after the warmup; wsd: flat, then a tail (warmup, stable, decay); "
+        "hf_cosine: transformers' cosine, from 0 to 0; chapter: section 17.6.3 as written",
     )
     warmup_steps: Int | None = Field(
         None, ge=0, description="steps from start_factor x lr up to lr; null: warmup_fraction"
@@ -205,17 +236,48 @@ class ScheduleConfig(Section):
         None,
         ge=0,
         le=1,
-        description="the same as a share of all steps; 0.02 if neither is given",
+        description="the same as a share of all steps; 0.02 if neither is given (chapter: 1000 "
+        "steps)",
     )
-    start_factor: Float = Field(0.1, gt=0, le=1, description="share of lr that step 0 uses")
+    start_factor: Float = Field(
+        0.1, gt=0, le=1, description="share of lr that step 0 uses; hf_cosine starts at 0 instead"
+    )
     min_lr: Float | None = Field(
-        None, ge=0, description="floor that the cosine ends on, for a group at lr; null: lr / 10"
+        None,
+        ge=0,
+        description="floor that the rate ends on, for a group at lr; other groups keep the ratio. "
+        "null: lr / 10 for warmup_cosine and cosine_restarts, 1e-5 for chapter (there for every "
+        "group alike), else 0",
+    )
+    decay_steps: Int | None = Field(
+        None, ge=1, description="wsd: steps of the tail; null: decay_fraction"
+    )
+    decay_fraction: Float | None = Field(
+        None, gt=0, le=1, description="the same as a share of all steps; 0.2 if neither is given"
+    )
+    decay_shape: Literal["sqrt", "linear"] = Field(
+        "sqrt", description="wsd: how the tail falls: as 1 - sqrt(x), or in a line"
+    )
+    power: Float = Field(
+        1.0, gt=0, le=100, description="polynomial: exponent of what is left of the run"
+    )
+    cycles: Int = Field(
+        4, ge=1, le=10_000, description="cosine_restarts: cosines of equal length, one by one"
+    )
+    cosine_steps: Int | None = Field(
+        None,
+        ge=1,
+        description="chapter: T_max, steps from the peak to the floor; null: all steps of the run, "
+        "as the chapter has it, so that the floor is not reached",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_warmup(cls, given: object) -> object:
-        return _with_default(given, {"warmup_fraction": 0.02}, "warmup_steps")
+    def _default_lengths(cls, given: object) -> object:
+        chapter = isinstance(given, dict) and given.get("name") == "chapter"
+        warmup = {"warmup_steps": 1000} if chapter else {"warmup_fraction": 0.02}
+        given = _with_default(given, warmup, "warmup_steps", "warmup_fraction")
+        return _with_default(given, {"decay_fraction": 0.2}, "decay_steps")
 
 
 class TrainConfig(Section):
@@ -328,71 +390,131 @@ class Config(Section):
         assert self.schedule.warmup_fraction is not None
         return round(total_steps * self.schedule.warmup_fraction)
 
+    def decay_steps(self, total_steps: int) -> int:
+        """Steps of wsd's tail in a run of `total_steps`."""
+        if self.schedule.decay_steps is not None:
+            return self.schedule.decay_steps
+        assert self.schedule.decay_fraction is not None
+        return max(1, round(total_steps * self.schedule.decay_fraction))
+
     @property
     def min_lr(self) -> float:
         """The rate that the schedule ends on."""
-        floor = self.schedule.min_lr
-        return self.optimizer.lr / 10 if floor is None else floor
+        match self.schedule:
+            case ScheduleConfig(min_lr=float(floor)):
+                return floor
+            case ScheduleConfig(name="warmup_cosine" | "cosine_restarts"):
+                return self.optimizer.lr / 10
+            case ScheduleConfig(name="chapter"):
+                return 1e-5
+        return 0.0
 
 
-def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Values valid alone and impossible together: (the keys, what is wrong and the fix)."""
-    model, schedule, train = config.model, config.schedule, config.train
-    if model.preset is not None and model.preset not in PRESETS:
-        yield (
-            ("model.preset",),
-            f"{model.preset!r} is not a preset; there are {', '.join(PRESETS)}",
-        )
-    if model.n_embd % model.n_head:
-        fits = [n for n in range(1, model.n_embd + 1) if model.n_embd % n == 0]
-        near = min(fits, key=lambda n: abs(n - model.n_head))
-        yield (
-            ("model.n_embd", "model.n_head"),
-            f"n_embd {model.n_embd} is not divisible by n_head {model.n_head}; "
-            f"n_head {near} would fit",
-        )
-    elif model.position == "rotary" and model.head_dim % 2:
-        yield (
-            ("model.n_embd", "model.n_head", "model.position"),
-            f"rotary positions need an even head size, n_embd / n_head is {model.head_dim}; "
-            "change n_head, or position: learned",
-        )
-    if model.n_head % model.kv_heads:
-        yield (
-            ("model.n_head", "model.n_kv_head"),
-            f"n_head {model.n_head} is not divisible by n_kv_head {model.n_kv_head}; "
-            f"take a divisor of {model.n_head}, or null",
-        )
-    if schedule.warmup_steps is not None and schedule.warmup_fraction is not None:
-        yield (
-            ("schedule.warmup_steps", "schedule.warmup_fraction"),
-            "warmup_steps and warmup_fraction both say how long the warmup is; remove one",
-        )
-    if train.max_epochs is None:
-        yield from schedule_problems(config, config.total_steps(epoch_tokens=0))
-    if config.min_lr > config.optimizer.lr:
-        yield (
-            ("schedule.min_lr", "optimizer.lr"),
-            f"the floor min_lr {config.min_lr:g} is above the peak lr {config.optimizer.lr:g}; "
-            "lower min_lr, or leave it out for lr / 10",
-        )
+class Contradiction(NamedTuple):
+    """Values valid alone and impossible together: the keys, what is wrong and the fix.
+
+    `lint` is the id of the plan's finding about the same, where there is one.
+    """
+
+    keys: tuple[str, ...]
+    message: str
+    lint: str | None = None
+
+
+def contradictions(config: Config) -> Iterator[Contradiction]:
+    """Everything in the config that cannot be meant together."""
+    yield from _model_contradictions(config.model)
+    yield from _schedule_contradictions(config)
+    train = config.train
     if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
-        yield (
+        yield Contradiction(
             ("train.micro_batch_size", "train.batch_size"),
             f"micro_batch_size {train.micro_batch_size} is above batch_size {train.batch_size}; "
             "a step holds batch_size sequences, so lower the first or raise the second",
         )
 
 
-def schedule_problems(config: Config, total_steps: int) -> Iterator[tuple[tuple[str, ...], str]]:
+def _model_contradictions(model: ModelConfig) -> Iterator[Contradiction]:
+    if model.preset is not None and model.preset not in PRESETS:
+        yield Contradiction(
+            ("model.preset",),
+            f"{model.preset!r} is not a preset; there are {', '.join(PRESETS)}",
+        )
+    if model.n_embd % model.n_head:
+        fits = [n for n in range(1, model.n_embd + 1) if model.n_embd % n == 0]
+        near = min(fits, key=lambda n: abs(n - model.n_head))
+        yield Contradiction(
+            ("model.n_embd", "model.n_head"),
+            f"n_embd {model.n_embd} is not divisible by n_head {model.n_head}; "
+            f"n_head {near} would fit",
+        )
+    elif model.position == "rotary" and model.head_dim % 2:
+        yield Contradiction(
+            ("model.n_embd", "model.n_head", "model.position"),
+            f"rotary positions need an even head size, n_embd / n_head is {model.head_dim}; "
+            "change n_head, or position: learned",
+        )
+    if model.n_head % model.kv_heads:
+        yield Contradiction(
+            ("model.n_head", "model.n_kv_head"),
+            f"n_head {model.n_head} is not divisible by n_kv_head {model.n_kv_head}; "
+            f"take a divisor of {model.n_head}, or null",
+        )
+    if model.mup_base_depth is not None and model.mup_base_width is None:
+        yield Contradiction(
+            ("model.mup_base_depth", "model.mup_base_width"),
+            f"mup_base_depth {model.mup_base_depth} needs mup_base_width; give that too "
+            f"({model.n_embd} keeps the width as it is)",
+        )
+
+
+def _schedule_contradictions(config: Config) -> Iterator[Contradiction]:
+    schedule = config.schedule
+    if schedule.warmup_steps is not None and schedule.warmup_fraction is not None:
+        yield Contradiction(
+            ("schedule.warmup_steps", "schedule.warmup_fraction"),
+            "warmup_steps and warmup_fraction both say how long the warmup is; remove one",
+        )
+    if schedule.decay_steps is not None and schedule.decay_fraction is not None:
+        yield Contradiction(
+            ("schedule.decay_steps", "schedule.decay_fraction"),
+            "decay_steps and decay_fraction both say how long the tail is; remove one",
+        )
+    if config.train.max_epochs is None:
+        yield from schedule_problems(config, config.total_steps(epoch_tokens=0))
+    if schedule.name == "hf_cosine" and schedule.min_lr:
+        yield Contradiction(
+            ("schedule.min_lr", "schedule.name"),
+            f"hf_cosine ends at 0, not at {schedule.min_lr:g}; remove min_lr, or take "
+            "name: warmup_cosine",
+        )
+    elif config.min_lr > config.optimizer.lr:
+        yield Contradiction(
+            ("schedule.min_lr", "optimizer.lr"),
+            f"the floor min_lr {config.min_lr:g} is above the peak lr {config.optimizer.lr:g}; "
+            "lower min_lr, or leave it out",
+            lint="floor_above_peak",
+        )
+
+
+def schedule_problems(config: Config, total_steps: int) -> Iterator[Contradiction]:
     """What only shows once the number of steps is known."""
     warmup = config.warmup_steps(total_steps)
     if warmup > total_steps:
-        yield (
+        yield Contradiction(
             ("schedule.warmup_steps", "train.max_steps"),
             f"a warmup of {warmup} steps does not fit into a run of {total_steps}; "
             f"lower it to at most {total_steps} (1-5 % is usual), or train longer",
+            lint="warmup_too_long",
         )
+    elif config.schedule.name == "wsd":
+        decay = config.decay_steps(total_steps)
+        if warmup + decay > total_steps:
+            yield Contradiction(
+                ("schedule.decay_steps", "schedule.warmup_steps", "train.max_steps"),
+                f"a warmup of {warmup} and a tail of {decay} steps do not fit into a run of "
+                f"{total_steps}; shorten one of them, or train longer",
+            )
 
 
 def is_tokenizer_kind(kind: str) -> bool:

@@ -313,7 +313,7 @@ def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
     else:
         bad = set()
     if config is not None:
-        for keys, message in contradictions(config):
+        for keys, message, _ in contradictions(config):
             if not bad.intersection(keys):
                 place = next((source.where[key] for key in keys if key in source.where), "config")
                 problems.append(_Problem(place, keys[0], message))

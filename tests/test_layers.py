@@ -27,7 +27,8 @@ LAYERS = [
     {"rundir", "step"},
     {"record", "build"},
     {"train", "infer"},
-    {"cli", "cli.train", "cli.infer", "cli.data"},
+    {"lr"},
+    {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Within one layer, a part may stand on another; each pair is listed, so that none is by accident.

@@ -1,0 +1,1 @@
+"""The learning-rate desk: plan, find, sweep, suggest, scale, lessons."""
