@@ -162,6 +162,12 @@ class ModelConfig(Section):
         description="CompleteP: the n_layer at which lr was chosen; residual branches are scaled "
         "by mup_base_depth / n_layer. Needs mup_base_width. null: no scaling",
     )
+    mup_base_head_dim: Int | None = Field(
+        None,
+        ge=1,
+        description="muP: the head size (n_embd / n_head) at which lr was chosen; q·k is scaled by "
+        "its root / head size. null: heads keep their size, only their number grows with n_embd",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +180,16 @@ class ModelConfig(Section):
     def head_dim(self) -> int:
         """Features of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def width_ratio(self) -> float:
+        """The m of muP: how many times as wide as where lr was chosen; 1 without muP."""
+        return 1.0 if self.mup_base_width is None else self.n_embd / self.mup_base_width
+
+    @property
+    def depth_ratio(self) -> float:
+        """The m_L of CompleteP: how many times as deep as where lr was chosen; 1 without it."""
+        return 1.0 if self.mup_base_depth is None else self.n_layer / self.mup_base_depth
 
     @property
     def kv_heads(self) -> int:
@@ -262,7 +278,7 @@ class ScheduleConfig(Section):
         1.0, gt=0, le=100, description="polynomial: exponent of what is left of the run"
     )
     cycles: Int = Field(
-        4, ge=1, le=10_000, description="cosine_restarts: cosines of equal length, one by one"
+        4, ge=1, le=1000, description="cosine_restarts: cosines of equal length, one by one"
     )
     cosine_steps: Int | None = Field(
         None,
@@ -394,8 +410,13 @@ class Config(Section):
         """Steps of wsd's tail in a run of `total_steps`."""
         if self.schedule.decay_steps is not None:
             return self.schedule.decay_steps
-        assert self.schedule.decay_fraction is not None
-        return max(1, round(total_steps * self.schedule.decay_fraction))
+        fraction, warmup_fraction = self.schedule.decay_fraction, self.schedule.warmup_fraction
+        assert fraction is not None
+        steps = round(total_steps * fraction)
+        if warmup_fraction is not None and warmup_fraction + fraction <= 1:
+            # Both rounded up could be a step too many.
+            steps = min(steps, total_steps - self.warmup_steps(total_steps))
+        return max(1, steps)
 
     @property
     def min_lr(self) -> float:
@@ -424,6 +445,7 @@ class Contradiction(NamedTuple):
 def contradictions(config: Config) -> Iterator[Contradiction]:
     """Everything in the config that cannot be meant together."""
     yield from _model_contradictions(config.model)
+    yield from _mup_contradictions(config)
     yield from _schedule_contradictions(config)
     train = config.train
     if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
@@ -466,6 +488,37 @@ def _model_contradictions(model: ModelConfig) -> Iterator[Contradiction]:
             f"mup_base_depth {model.mup_base_depth} needs mup_base_width; give that too "
             f"({model.n_embd} keeps the width as it is)",
         )
+    if model.mup_base_head_dim is not None and model.mup_base_width is None:
+        yield Contradiction(
+            ("model.mup_base_head_dim", "model.mup_base_width"),
+            f"mup_base_head_dim {model.mup_base_head_dim} needs mup_base_width; give that too "
+            f"({model.n_embd} keeps the width as it is)",
+        )
+
+
+def _mup_contradictions(config: Config) -> Iterator[Contradiction]:
+    """Optimizers for which no rule is known that would hold the rate across sizes."""
+    model, optimizer = config.model, config.optimizer
+    if model.mup_base_width is None:
+        return
+    if optimizer.name == "adafactor":
+        yield Contradiction(
+            ("model.mup_base_width", "optimizer.name"),
+            "muP has no rule for adafactor, whose steps depend on the size of the weights; "
+            "take adamw, adam, sgd or muon, or leave mup_base_width out",
+        )
+    if optimizer.name == "adam" and optimizer.weight_decay > 0:
+        yield Contradiction(
+            ("optimizer.weight_decay", "model.mup_base_width"),
+            f"muP has no rule for adam's weight_decay {optimizer.weight_decay:g}, which goes "
+            "through the gradient; set it to 0, or take optimizer.name: adamw",
+        )
+    if optimizer.name == "sgd" and model.depth_ratio != 1:
+        yield Contradiction(
+            ("model.mup_base_depth", "optimizer.name"),
+            f"CompleteP has no rule for sgd, and mup_base_depth {model.mup_base_depth} is not "
+            f"n_layer {model.n_layer}; leave mup_base_depth out, or take adamw, adam or muon",
+        )
 
 
 def _schedule_contradictions(config: Config) -> Iterator[Contradiction]:
@@ -482,6 +535,13 @@ def _schedule_contradictions(config: Config) -> Iterator[Contradiction]:
         )
     if config.train.max_epochs is None:
         yield from schedule_problems(config, config.total_steps(epoch_tokens=0))
+    else:
+        yield from _floor_contradictions(config)
+
+
+def _floor_contradictions(config: Config) -> Iterator[Contradiction]:
+    """What is wrong with the floor, however long the run is."""
+    schedule = config.schedule
     if schedule.name == "hf_cosine" and schedule.min_lr:
         yield Contradiction(
             ("schedule.min_lr", "schedule.name"),
@@ -498,23 +558,30 @@ def _schedule_contradictions(config: Config) -> Iterator[Contradiction]:
 
 
 def schedule_problems(config: Config, total_steps: int) -> Iterator[Contradiction]:
-    """What only shows once the number of steps is known."""
-    warmup = config.warmup_steps(total_steps)
-    if warmup > total_steps:
+    """What is wrong with the schedule of a run of `total_steps`."""
+    yield from _floor_contradictions(config)
+    warmup, cycles = config.warmup_steps(total_steps), config.schedule.cycles
+    rest = total_steps - warmup
+    if rest < 0:
         yield Contradiction(
             ("schedule.warmup_steps", "train.max_steps"),
             f"a warmup of {warmup} steps does not fit into a run of {total_steps}; "
             f"lower it to at most {total_steps} (1-5 % is usual), or train longer",
             lint="warmup_too_long",
         )
-    elif config.schedule.name == "wsd":
-        decay = config.decay_steps(total_steps)
-        if warmup + decay > total_steps:
-            yield Contradiction(
-                ("schedule.decay_steps", "schedule.warmup_steps", "train.max_steps"),
-                f"a warmup of {warmup} and a tail of {decay} steps do not fit into a run of "
-                f"{total_steps}; shorten one of them, or train longer",
-            )
+    elif config.schedule.name == "wsd" and (decay := config.decay_steps(total_steps)) > rest:
+        yield Contradiction(
+            ("schedule.decay_steps", "schedule.warmup_steps", "train.max_steps"),
+            f"a warmup of {warmup} and a tail of {decay} steps do not fit into a run of "
+            f"{total_steps}; shorten one of them, or train longer",
+        )
+    elif config.schedule.name == "cosine_restarts" and 0 < rest < 2 * cycles and cycles > 1:
+        yield Contradiction(
+            ("schedule.cycles", "schedule.warmup_steps", "train.max_steps"),
+            f"{cycles} cosines do not fit into the {rest} steps after the warmup: each needs 2, "
+            f"to begin at the peak and end at the floor; lower cycles to at most "
+            f"{max(1, rest // 2)}, or train longer",
+        )
 
 
 def is_tokenizer_kind(kind: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt.model import GPT, Block
+from gpt.model import GPT, Block, attention_scale
 
 Floats = npt.NDArray[np.float32]
 
@@ -157,6 +157,7 @@ class OneRow:
         config = model.config
         n_head, kv_heads, head_dim = config.n_head, config.kv_heads, config.head_dim
         self.config, self.model = config, model
+        self.scale = attention_scale(config) or head_dim**-0.5
         self.x, self.normed, self.mixed = _vectors(3, config.n_embd)
         self.hidden, self.gate = _vectors(2, config.hidden)
         self.logits = torch.zeros(1, model.vocab_size)
@@ -172,19 +173,22 @@ class OneRow:
         self.embedding = _array(model.tok_emb.weight)
         self.blocks = [block for block in model.blocks.children() if isinstance(block, Block)]
         self.products = [self._cut(block) for block in self.blocks]
-        self.head = Product([model.head], self.normed, self.logits, model.final_norm)
+        self.head = Product(
+            [model.head], self.normed, self.logits, model.final_norm, factor=1 / config.width_ratio
+        )
         self.norms = [(_array(b.attn_norm.weight), _array(b.mlp_norm.weight)) for b in self.blocks]
         self.final_norm = _array(model.final_norm.weight)
 
     def _cut(self, block: Block) -> dict[str, "Product"]:
         """The products of a block, each from the vector it reads to the one it writes."""
         attn, mlp, normed = block.attn, block.mlp, self.normed
+        branch = 1 / self.config.depth_ratio
         x, qkv, hidden = (torch.from_numpy(one) for one in (self.x, self.qkv, self.hidden))
         products = {
             "qkv": Product([attn.wq, attn.wk, attn.wv], normed, qkv, block.attn_norm),
-            "out": Product([attn.wo], self.mixed, x),
+            "out": Product([attn.wo], self.mixed, x, factor=branch),
             "up": Product([mlp.up], normed, hidden, block.mlp_norm),
-            "down": Product([mlp.down], self.hidden, x),
+            "down": Product([mlp.down], self.hidden, x, factor=branch),
         }
         if self.config.activation == "swiglu":
             gate = torch.from_numpy(self.gate)
@@ -240,15 +244,14 @@ class OneRow:
 
     def _attend(self, keys: Floats, values: Floats, at: int) -> None:
         """From q, k and v to the mixed answers, with the keys and values (H, S, D) so far."""
-        head_dim = self.config.head_dim
         if self.config.qk_norm:
-            mean_square = np.einsum("hd,hd->h", self.qk, self.qk) / head_dim
+            mean_square = np.einsum("hd,hd->h", self.qk, self.qk) / self.config.head_dim
             self.qk /= np.sqrt(mean_square + self.config.norm_eps)[:, None]
         if self.config.position == "rotary":
             np.dot(self.qk, self.rotation, out=self.turned)
         keys[:, at], values[:, at] = self.k, self.v
         scores = np.matmul(self.q, keys[:, : at + 1].transpose(0, 2, 1))  # (kv H, H / kv H, S)
-        scores *= head_dim**-0.5
+        scores *= self.scale
         scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         np.matmul(scores, values[:, : at + 1], out=self.y)
@@ -277,11 +280,18 @@ class Product:
     """
 
     def __init__(
-        self, layers: list[nn.Linear], x: Floats, y: Tensor, norm: nn.Module | None = None
+        self,
+        layers: list[nn.Linear],
+        x: Floats,
+        y: Tensor,
+        norm: nn.Module | None = None,
+        *,
+        factor: float = 1.0,
     ) -> None:
         """Takes the layers, the vector they read, the one for their outputs together.
 
-        The shift of a norm before the layers, if it has one, becomes part of the bias.
+        The shift of a norm before the layers, if it has one, becomes part of the bias. All outputs
+        are multiplied by `factor`.
         """
         weights = [layer.weight.detach() for layer in layers]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
@@ -291,6 +301,9 @@ class Product:
         if shift is not None:
             moved = weight @ shift.detach()
             self.bias = moved if self.bias is None else self.bias + moved
+        self.factor = factor
+        if self.bias is not None and factor != 1:
+            self.bias = self.bias * factor
         rows, width = weight.shape
         blocks = torch.get_num_threads()  # one each: measured, finer ones are slower
         even = rows - rows % blocks
@@ -314,7 +327,8 @@ class Product:
             self.y.add_(self.bias)
         self._multiply(1, 1.0)
 
-    def _multiply(self, beta: int, alpha: float) -> None:
+    def _multiply(self, beta: int, scale: float) -> None:
+        alpha = scale * self.factor
         self.block_y.baddbmm_(self.block_x, self.blocks, beta=beta, alpha=alpha)
         if len(self.rest):
             self.rest_y.addmv_(self.rest, self.x, beta=beta, alpha=alpha)

@@ -6,8 +6,10 @@ Letters in shape comments:
     T  tokens in a sequence        D  features of one head, C / H
     C  width, features of a token  V  tokens in the vocabulary
 
-With GPT-2's options this is exactly GPT-2, with LLaMA's exactly LLaMA. The loss, sampling and
-files are not here.
+With GPT-2's options this is exactly GPT-2, with LLaMA's exactly LLaMA. With muP (mup_base_width) a
+rate found at one width and depth holds at another: what the blocks add, what the head reads, the
+attention's scale and the initial weights change here, by factors that are 1 at the base; `optim`
+has the rest. The loss, sampling and files are not here.
 """
 
 import math
@@ -50,6 +52,7 @@ class Attention(nn.Module):
         self.grouped = config.kv_heads < config.n_head
         self.qk_norm = config.qk_norm
         self.norm_eps = config.norm_eps
+        self.scale = attention_scale(config)
         self.wq = nn.Linear(width, width, bias=config.bias)
         self.wk = nn.Linear(width, kv_width, bias=config.bias)
         self.wv = nn.Linear(width, kv_width, bias=config.bias)
@@ -67,8 +70,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
             mask = cache.mask
+        causal = mask is None and q.size(2) > 1
         y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None and q.size(2) > 1, enable_gqa=self.grouped
+            q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
         )  # (B, H, T, D)
         out: Tensor = self.wo(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
@@ -122,12 +126,18 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.depth_ratio = config.depth_ratio
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache | None) -> Tensor:
         """One round of mixing between and within tokens, (B, T, C)."""
-        x = x + self.dropout(self.attn(self.attn_norm(x), rotation, cache))
-        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.weigh(self.attn(self.attn_norm(x), rotation, cache))
+        out: Tensor = x + self.weigh(self.mlp(self.mlp_norm(x)))
         return out
+
+    def weigh(self, branch: Tensor) -> Tensor:
+        """What a branch adds to the stream, (B, T, C): with CompleteP less, the more blocks."""
+        out: Tensor = self.dropout(branch)
+        return out if self.depth_ratio == 1 else out / self.depth_ratio
 
 
 class GPT(nn.Module):
@@ -140,6 +150,7 @@ class GPT(nn.Module):
         """Builds and initialises the model; the same global torch seed gives the same weights."""
         super().__init__()
         self.config = config
+        self.width_ratio = config.width_ratio
         self.vocab_size = vocab_size
         self.tok_emb = nn.Embedding(vocab_size, config.n_embd)
         if config.position == "learned":
@@ -177,7 +188,8 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, cache)
         out: Tensor = self.final_norm(x)
-        return out
+        # Scaled before the head and not after it: muP's logits / m, at C numbers instead of V.
+        return out if self.width_ratio == 1 else out / self.width_ratio
 
     def rotation(self, places: Tensor | slice) -> Rotation:
         """Cosines and sines of the positions, shaped to meet (B, H, T, D)."""
@@ -190,6 +202,8 @@ class GPT(nn.Module):
 
         Source: gpt2: Radford et al. 2019, section 2.3 (residual outputs scaled by the depth);
         zero_proj: Zhang et al. 2019 (Fixup), section 3: residual branches that start at zero.
+        muP: Dey et al. 2025 (arXiv:2505.01618), table 1: the variance of hidden matrices / m, that
+        of embeddings and head unchanged, and no factor for the depth but the base's.
         """
         config = self.config
         for name, module in self.named_modules():
@@ -202,11 +216,30 @@ class GPT(nn.Module):
 
     def _linear_std(self, name: str, fan_in: int) -> float:
         """Standard deviation of the weight of a linear layer."""
+        config = self.config
         writes_residual = name.endswith(("attn.wo", "mlp.down"))
-        if self.config.init == "gpt2":
-            depth = 2 * self.config.n_layer if writes_residual else 1
-            return self.config.init_std / math.sqrt(depth)
+        if config.init == "gpt2":
+            base_depth = config.n_layer if config.mup_base_depth is None else config.mup_base_depth
+            depth = 2 * base_depth if writes_residual else 1
+            width = 1.0 if name == "head" else config.width_ratio
+            return config.init_std / math.sqrt(depth * width)
+        # 1 / fan_in is already muP's variance: the base's, divided by m.
         return 0.0 if writes_residual or name == "head" else 1 / math.sqrt(fan_in)
+
+
+def attention_scale(config: ModelConfig) -> float | None:
+    """The factor on q·k before the softmax; None: the standard 1 / sqrt(D), to the bit.
+
+    With muP sqrt(D at the base) / D: trained q and k point the same way, so that q·k grows with D
+    and not with its root. That is as true behind qk_norm, which bounds the length of q and k by
+    sqrt(D) but not how much they agree. Heads of one size, however many, need no change.
+
+    Source: Yang et al. 2022 (arXiv:2203.03466): attention as q·k / D instead of q·k / sqrt(D).
+    """
+    if config.mup_base_width is None or config.mup_base_head_dim in (None, config.head_dim):
+        return None
+    assert config.mup_base_head_dim is not None
+    return math.sqrt(config.mup_base_head_dim) / config.head_dim
 
 
 def build_norm(config: ModelConfig) -> nn.Module:

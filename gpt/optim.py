@@ -1,14 +1,17 @@
 """Parameter groups and optimizers by name. The rate over time is `schedule`'s business."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
-from gpt.config import OptimizerConfig
+from gpt.config import ModelConfig, OptimizerConfig
 from gpt.device import cpu_has_bf16
+from gpt.model import GPT
 
 Group = dict[str, Any]
 
@@ -24,8 +27,11 @@ def build_optimizer(
     """Builds the optimizer that the config names, over the model's trainable parameters.
 
     Every parameter is in exactly one group, tied ones once. Groups carry a `name`: `matrices`
-    (for muon the hidden ones only), `embeddings` (muon only: embeddings and head), and `rest`
-    (norms and biases), whose weight decay is 0 unless the config says `all`.
+    (for muon and muP the hidden ones only), `embeddings` (muon and muP only: embeddings and head),
+    and `rest` (norms and biases), whose weight decay is 0 unless the config says `all`.
+
+    With muP (a GPT whose config has mup_base_width) groups carry rates of their own; the first one,
+    whose rate is logged, is at `config.lr` itself where any is.
     """
     optimizer = _build(parameter_groups(model, config), config, device)
     # A GradScaler would leave it to a fused kernel to skip a step that overflowed. SGD's skips on
@@ -53,11 +59,14 @@ def _build(groups: list[Group], config: OptimizerConfig, device: torch.device) -
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Group]:
     """The groups that `build_optimizer` uses, in a fixed order, without the empty ones."""
+    shape = model.config if isinstance(model, GPT) else None
+    mup = shape is not None and shape.mup_base_width is not None
     members: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "rest": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[_group_of(name, parameter, config.name)].append(parameter)
-    return [
+            group = _group_of(name, parameter, split=mup or config.name == "muon")
+            members[group].append(parameter)
+    groups: list[Group] = [
         {
             "name": name,
             "params": parameters,
@@ -68,14 +77,71 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Group]:
         for name, parameters in members.items()
         if parameters
     ]
+    if shape is None or not mup:
+        return groups
+    factors = mup_factors(config.name, shape)
+    for each in groups:
+        _apply_mup(each, config, factors[each["name"]])
+    return sorted(groups, key=lambda each: each["lr"] != config.lr)
 
 
-def _group_of(name: str, parameter: nn.Parameter, optimizer: str) -> str:
+def _group_of(name: str, parameter: nn.Parameter, *, split: bool) -> str:
     if parameter.ndim < 2:
         return "rest"
     # Blocks are numbered (`blocks.0.…`); embeddings and head, outside of them, are not hidden.
     hidden = any(part.isdigit() for part in name.split("."))
-    return "matrices" if hidden or optimizer != "muon" else "embeddings"
+    return "matrices" if hidden or not split else "embeddings"
+
+
+@dataclass(frozen=True)
+class MupFactors:
+    """What muP multiplies a group's rate, weight decay and eps by."""
+
+    lr: float = 1.0
+    decay: float = 1.0
+    eps: float = 1.0
+
+
+def mup_factors(optimizer: str, shape: ModelConfig) -> dict[str, MupFactors]:
+    """Factors by name of group, for m = width_ratio times the base's width, m_L times its depth.
+
+    Each makes one step change every feature as much as it did at the base, and rate x decay, the
+    share that a step takes off a weight, what it was there.
+
+    Source: adam, adamw: Dey et al. 2025 (arXiv:2505.01618), table 1 with alpha = 1. Deviation: eps
+    shrinks by m in embeddings and head too, since the logits' 1 / m shrinks all gradients alike;
+    the final norm goes with the blocks', as in that paper's code. sgd: Yang et al. 2022
+    (arXiv:2203.03466) as their package mup has it, MuSGD. muon: derived here. Hidden updates must
+    keep their spectral norm (Yang et al. 2023, arXiv:2310.17813), and torch's are orthogonal
+    matrices x 0.2 sqrt(longer side), whose norm grows by sqrt(m).
+    """
+    m, depth = shape.width_ratio, shape.depth_ratio
+    outer, rest = MupFactors(eps=1 / m), MupFactors(eps=1 / (m * depth))
+    match optimizer:
+        case "adam" | "adamw":
+            hidden = MupFactors(lr=1 / m, decay=m, eps=1 / (m * depth))
+        case "muon":
+            hidden = MupFactors(lr=1 / math.sqrt(m), decay=math.sqrt(m))
+        case "sgd":
+            hidden = MupFactors()
+            outer = rest = MupFactors(lr=m, decay=1 / m)
+        case _:
+            raise ValueError(f"no muP rule for {optimizer}; the config's check refuses it")
+    return {"matrices": hidden, "embeddings": outer, "rest": rest}
+
+
+def _apply_mup(group: Group, config: OptimizerConfig, factors: MupFactors) -> None:
+    """Gives a group its own rate, decay and, where Adam updates it, eps."""
+    by_muon = config.name == "muon" and group["name"] == "matrices"
+    group["lr"] = factors.lr * (config.lr if by_muon else outer_rate(config))
+    group["weight_decay"] *= factors.decay
+    if config.name != "sgd" and not by_muon:
+        group["eps"] = factors.eps * config.eps
+
+
+def outer_rate(config: OptimizerConfig) -> float:
+    """The peak rate of what Muon does not update; for other optimizers the rate of everything."""
+    return config.adamw_lr if config.name == "muon" and config.adamw_lr is not None else config.lr
 
 
 def _build_muon(
@@ -89,8 +155,10 @@ def _build_muon(
         muon = torch.optim.Muon if in_bf16 else Fp32Muon
         parts.append(muon(hidden, lr=config.lr, momentum=config.momentum, adjust_lr_fn=_MUON_SCALE))
     if others:
-        rate = config.lr if config.adamw_lr is None else config.adamw_lr
+        rate = outer_rate(config)
         parts.append(AdamW(others, lr=rate, betas=config.betas, eps=config.eps, fused=fused))
+    if groups[0]["name"] != "matrices":
+        parts.reverse()
     return CombinedOptimizer(parts)
 
 

@@ -585,6 +585,7 @@ def test_every_knob_is_read_somewhere():
         "n_kv_head": "kv_heads",
         "n_hidden": "hidden",
         "warmup_fraction": "warmup_steps",
+        "decay_fraction": "decay_steps",
         "max_steps": "total_steps",
         "max_tokens": "total_steps",
         "max_epochs": "total_steps",

@@ -1,4 +1,4 @@
-"""With GPT-2's or LLaMA's options the model gives the logits of `transformers`."""
+"""Logits of GPT-2 and LLaMA, and the rates of hf_cosine, are those of `transformers`."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 
 from gpt.config import ModelConfig
 from gpt.model import GPT
+from gpt.schedule import Plan, walk
 
 transformers = pytest.importorskip("transformers")
 
@@ -149,3 +150,18 @@ def test_llama(options: dict[str, Any]) -> None:
     model = GPT(config, V)
     model.load_state_dict(from_llama(reference.state_dict()))
     assert_same_logits(model, reference, 24)
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup"), [(100_000, 2_000), (100, 0), (100, 99), (100, 100), (1, 0), (1, 1)]
+)
+def test_cosine_schedule(total: int, warmup: int) -> None:
+    """Equal to the last bit at every step; the first numbers are those of section 17.8.3."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    theirs = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    optimizer.step()
+    expected = []
+    for _ in range(total):
+        expected.append((optimizer.param_groups[0]["lr"],))
+        theirs.step()
+    assert walk(Plan("hf_cosine", total, warmup, 0.1, 0.0), [3e-4]) == expected

@@ -14,6 +14,7 @@ from gpt.config import Config
 from gpt.configfile import dump_config
 from gpt.errors import Stopped, UserError
 from gpt.metrics import read_metrics
+from gpt.schedule import Plan
 from gpt.train import train
 from tests.conftest import ConfigMaker
 
@@ -81,6 +82,56 @@ def test_interrupted_equals_uninterrupted(
     assert logged(whole) == logged(parts)
     if optimizer == "adamw":
         assert float(str(logged(whole)[-2]["epoch"])) > 1, "the test must cross an epoch"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes"),
+    [
+        ("warmup_cosine", {}),
+        ("wsd", {"decay_fraction": "0.6"}),
+        ("wsd", {"decay_shape": "linear", "decay_steps": "8"}),
+        ("linear", {}),
+        ("constant", {}),
+        ("inverse_sqrt", {}),
+        ("polynomial", {"power": "2"}),
+        ("cosine_restarts", {"cycles": "3"}),
+        ("hf_cosine", {}),
+        ("chapter", {"cosine_steps": "4", "min_lr": "1e-3"}),
+    ],
+)
+def test_interrupted_in_every_phase_of_a_schedule(
+    schedule: str,
+    changes: dict[str, str],
+    make_config: ConfigMaker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Muon has two peaks, and so more than one group's rate to bring back."""
+    values = {f"schedule__{key}": value for key, value in changes.items()}
+    values |= {
+        "schedule__name": schedule,
+        "schedule__warmup_steps": "2",
+        "optimizer__name": "muon",
+        "optimizer__adamw_lr": "3e-3",
+        "model__n_layer": "1",
+        "eval__every_steps": "12",
+        "checkpoint__every_steps": "12",
+    }
+    whole, parts = (
+        make_config(run__name="whole", **values),
+        make_config(run__name="parts", **values),
+    )
+    train(whole)
+    stop_at(monkeypatch, [1, 4, 8])
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            train(parts)
+    train(parts)
+    assert final_state(whole, 12) == final_state(parts, 12)
+    assert logged(whole) == logged(parts)
+    plan = Plan.from_config(whole, 12)
+    used = [record["lr"] for record in logged(whole) if record["kind"] == "train"]
+    assert used == pytest.approx([plan.rate(step, 1e-2) for step in range(12)], rel=1e-9)
+    assert len(set(used)) > 2
 
 
 def test_fp16_with_its_scaler_resumes_exactly(
