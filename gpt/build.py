@@ -9,18 +9,25 @@ from pathlib import Path
 import torch
 
 from gpt.checkpoint import Training, restore_checkpoint
-from gpt.config import Config
+from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
 from gpt.configfile import dump_config
 from gpt.corpus import source_files
 from gpt.data import TokenData, cached_data
 from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
 from gpt.errors import say
 from gpt.files import write_durably
+from gpt.lr.findings import Facts, facts_of
+from gpt.lr.lint import lint
 from gpt.metrics import truncate_after
 from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
 from gpt.optim import build_optimizer
+from gpt.ranks import KNOWN
 from gpt.rundir import Resume, check_run, newest_checkpoint, run_path, start_afresh
 from gpt.schedule import Plan, build_scheduler, check_plan
+from gpt.tokenizer import build_tokenizer
+
+BYTES_VOCAB = 257
+CHARS_GUESS = 256  # letters, digits and signs of one alphabet; Chinese text has thousands
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     model = GPT(config.model, data.tokenizer.vocab_size).to(choices.device)
     optimizer = build_optimizer(model, config.optimizer, device=choices.device)
     check_plan(plan, [group["lr"] for group in optimizer.param_groups])
-    for line in describe(config, data, plan, count_parameters(model)) + choices.lines:
+    n_parameters = count_parameters(model)
+    lines = describe(config, data, plan, n_parameters) + choices.lines
+    for line in lines + lint_lines(config, plan, facts_of(n_parameters, data, choices.device)):
         say(line)
     if choices.compile:
         model.compile()
@@ -121,6 +130,28 @@ def describe(config: Config, data: TokenData, plan: Plan, n_parameters: int) -> 
     ]
 
 
+def lint_lines(config: Config, plan: Plan, facts: Facts) -> list[str]:
+    """What looks wrong, a line each; `gpt-lr plan` has the sources too."""
+    return [
+        f"lint     {found.id}: {found.message} → {found.remedy}"
+        for found in lint(config, plan, facts)
+    ]
+
+
+def expected_vocab_size(config: TokenizerConfig) -> int:
+    """The number of ids before any text is read: exact, save for bpe of little text and chars."""
+    match config.kind:
+        case "bytes":
+            return BYTES_VOCAB
+        case "bpe":
+            return config.vocab_size
+        case "chars":
+            return CHARS_GUESS
+        case kind if is_tokenizer_kind(kind):
+            return 1 + next(eot_id for split, eot_id in KNOWN.values() if split == kind)
+    return build_tokenizer(config, tuple).vocab_size  # a ranks file, which needs no text
+
+
 def dry_run(config: Config, resume: Resume) -> list[str]:
     """Checks all that can be checked without writing anything; the plan as lines.
 
@@ -130,6 +161,11 @@ def dry_run(config: Config, resume: Resume) -> list[str]:
     device = pick_device(config.train.device)
     data = cached_data(config)
     if data is None:
+        vocab_size = expected_vocab_size(config.tokenizer)
+    else:
+        vocab_size = data.tokenizer.vocab_size
+    n_parameters = sum(row.count for row in parameter_inventory(config.model, vocab_size))
+    if data is None:
         files = source_files(config.data)
         size = sum(path.stat().st_size for path in files)
         lines = [
@@ -137,10 +173,13 @@ def dry_run(config: Config, resume: Resume) -> list[str]:
             "tokens and epochs are open",
             f"device   {device}",
         ]
+        plan = None
+        if config.train.max_epochs is None:
+            plan = Plan.from_config(config, config.total_steps(epoch_tokens=0))
     else:
-        total_steps = config.total_steps(data.train.n_tokens)
-        plan = Plan.from_config(config, total_steps)
-        rows = parameter_inventory(config.model, data.tokenizer.vocab_size)
-        lines = describe(config, data, plan, sum(row.count for row in rows))
-        lines += choose(config, data.tokenizer.vocab_size, total_steps).lines
+        plan = Plan.from_config(config, config.total_steps(data.train.n_tokens))
+        lines = describe(config, data, plan, n_parameters)
+        lines += choose(config, vocab_size, plan.total_steps).lines
+    if plan is not None:
+        lines += lint_lines(config, plan, facts_of(n_parameters, data, device))
     return [*lines, f"run      {run_path(config)} (dry run: nothing was written)"]

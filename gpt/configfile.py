@@ -80,14 +80,18 @@ def _read_int(loader: yaml.SafeLoader, node: yaml.Node) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
 
 
-def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> Config:
+def load_config(
+    path: Path | None, overrides: Sequence[Override] = (), *, for_lint: bool = False
+) -> Config:
     """Reads a config file (or only the defaults), applies `section.key` overrides, checks it all.
+
+    With `for_lint`, contradictions that the plan's lint has a finding for pass.
 
     Raises UserError with one line for each mistake in the file and on the command line.
     """
     source = _read_yaml(path) if path is not None else _Source()
     _apply_overrides(source, overrides)
-    config, problems = _validate(source)
+    config, problems = _validate(source, for_lint=for_lint)
     problems = source.problems + problems
     if problems:
         raise UserError(*dict.fromkeys(str(problem) for problem in problems))
@@ -292,7 +296,7 @@ def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
         source.values[section][key] = value
 
 
-def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
+def _validate(source: _Source, *, for_lint: bool) -> tuple[Config | None, list[_Problem]]:
     """Checks types, ranges and contradictions; contradictions also beside other mistakes."""
     problems: list[_Problem] = []
     values = source.values
@@ -313,8 +317,8 @@ def _validate(source: _Source) -> tuple[Config | None, list[_Problem]]:
     else:
         bad = set()
     if config is not None:
-        for keys, message, _ in contradictions(config):
-            if not bad.intersection(keys):
+        for keys, message, finding in contradictions(config):
+            if not bad.intersection(keys) and not (for_lint and finding):
                 place = next((source.where[key] for key in keys if key in source.where), "config")
                 problems.append(_Problem(place, keys[0], message))
     return config, problems

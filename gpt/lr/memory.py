@@ -1,0 +1,172 @@
+"""What a training step will hold in memory, from a rehearsal with tensors that have no numbers.
+
+The rehearsal runs the model's own forward and backward pass on fake tensors, which have a shape
+and a size but no memory, and follows every one from its birth to its end. Nothing is allocated, a
+model of a billion parameters takes seconds. Compiled models fuse operations and hold less.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gpt.config import Config
+from gpt.device import autocast
+from gpt.model import GPT
+from gpt.optim import parameter_groups
+from gpt.step import cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step, by what they are for.
+
+    `activations` is the most that forward and backward pass hold besides weights and optimizer
+    state, with the gradients as far as they are there by then; `update` what the update itself
+    adds, where it measures how far the weights move. The parts are not all there at once: `total`
+    is the highest moment of a step.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """The most bytes held at any moment of a step."""
+        resting = self.weights + self.optimizer
+        return resting + max(self.activations, self.gradients + self.update)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered, follows the storages that operations create; `peak` is the most at once."""
+
+    def __init__(self) -> None:
+        """Starts at nothing: what was there before is not counted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
+        self._sizes: dict[int, int] = {}
+
+    def ignore(self, tensors: Sequence[Tensor]) -> None:
+        """Leaves out storages that were there before, and may come back from an operation."""
+        for tensor in tensors:
+            self._sizes[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 (torch's own signature)
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf)
+        return result
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._sizes:
+            return
+        self._sizes[key] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+
+def estimate_memory(config: Config, vocab_size: int, dtype: torch.dtype) -> Memory:
+    """The memory of a step after the first, when the optimizer's state is there.
+
+    `dtype` is the format of the matrix products, as chosen for the device.
+    """
+    with FakeTensorMode(), torch.device("cpu"):
+        model = GPT(config.model, vocab_size)
+        model.train()
+        parameters = list(model.parameters())
+        weights = sum(size_of(tensor) for tensor in [*parameters, *model.buffers()])
+        gradients = sum(size_of(parameter) for parameter in parameters)
+        activations = _rehearse(model, config, vocab_size, dtype)
+        optimizer = optimizer_bytes(model, config)
+        update = update_bytes(model, config)
+    return Memory(weights, gradients, optimizer, activations, update)
+
+
+def _rehearse(model: GPT, config: Config, vocab_size: int, dtype: torch.dtype) -> int:
+    """The most bytes at once while the batch goes forward and back, weights left out."""
+    device, train = torch.device("cpu"), config.train
+    batch, size = train.batch_size, train.micro_batch_size or train.batch_size
+    rows = torch.zeros(batch, config.model.context_len, dtype=torch.int64)
+    targets = torch.zeros_like(rows)
+    live = LiveBytes()
+    live.ignore([*model.parameters(), *model.buffers()])
+    with live:
+        # From the second micro-batch on, the gradients of the earlier ones are there as well.
+        for x, y in list(zip(torch.split(rows, size), torch.split(targets, size), strict=True))[:2]:
+            with autocast(device, dtype):
+                logits = model(x)
+            loss = cross_entropy_sum(logits, y) / targets.numel()
+            loss.backward()  # type: ignore[no-untyped-call]
+    return live.peak + size_of(rows) + size_of(targets)
+
+
+def optimizer_bytes(model: nn.Module, config: Config) -> int:
+    """The state that the optimizer keeps between steps.
+
+    Adam has two averages of each weight, Muon and SGD one; Adafactor, for a matrix, one of each
+    row and one of each column.
+    """
+    optimizer = config.optimizer
+    total = 0
+    for group in parameter_groups(model, optimizer):
+        for weight in group["params"]:
+            hidden = group["name"] == "matrices"
+            match optimizer.name:
+                case "adam" | "adamw":
+                    total += 2 * size_of(weight)
+                case "muon":
+                    total += (1 if hidden else 2) * size_of(weight)
+                case "sgd":
+                    total += size_of(weight) if optimizer.momentum else 0
+                case "adafactor" if weight.ndim > 1:
+                    rows, columns = weight.shape[-2:]
+                    total += size_of(weight) * (rows + columns) // (rows * columns)
+                case "adafactor":
+                    total += size_of(weight)
+    return total
+
+
+def update_bytes(model: nn.Module, config: Config) -> int:
+    """What comes and goes while the weights are updated.
+
+    A step that is logged keeps a copy of the weights, and then how far each has moved. Muon on a
+    CPU holds the hidden matrices' updates at once, and some copies of those of one shape.
+    """
+    copies = sum(size_of(parameter) for parameter in model.parameters())
+    if config.optimizer.name != "muon":
+        return 2 * copies
+    by_shape: dict[torch.Size, int] = {}
+    for group in parameter_groups(model, config.optimizer):
+        if group["name"] == "matrices":
+            for weight in group["params"]:
+                by_shape[weight.shape] = by_shape.get(weight.shape, 0) + size_of(weight)
+    hidden = sum(by_shape.values()) + 5 * max(by_shape.values(), default=0)
+    return copies + max(copies, hidden)
+
+
+def size_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's numbers."""
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,384 @@
+"""`gpt-lr plan`: the inventory, the costs, the rate in three forms, the findings, and mistakes."""
+
+import csv
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+import torch
+from matplotlib import image
+
+from gpt.cli.lr_plan import page
+from gpt.config import ModelConfig
+from gpt.configfile import dump_config
+from gpt.data import open_data
+from gpt.errors import UserError
+from gpt.lr.plan import RunPlan, make_plan
+from gpt.lr.plan_files import draw_png, drawn_steps
+from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
+from gpt.plan import Plan
+from tests.conftest import ConfigMaker
+from tests.test_contract import Ended, command
+
+PlanCommand = Callable[..., Ended]
+
+
+@pytest.fixture
+def plan_command(make_config: ConfigMaker, tmp_path: Path) -> PlanCommand:
+    """Runs `gpt-lr plan` on a tiny config in this test's folder."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump_config(make_config(schedule__warmup_steps="0")), encoding="utf-8")
+    return lambda *arguments: command("gpt-lr", "plan", "--config", str(config), *arguments)
+
+
+ARCHITECTURES = list(
+    itertools.product(
+        ("learned", "rotary"),
+        ("layernorm", "rmsnorm"),
+        ("gelu", "swiglu", "relu2"),
+        (True, False),
+        (True, False),
+        (None, 2),
+        (None, 24),
+    )
+)
+
+
+def test_the_inventory_is_what_is_counted_for_every_architecture():
+    for position, norm, activation, bias, tie, n_kv_head, n_hidden in ARCHITECTURES:
+        shape = ModelConfig(
+            n_layer=2,
+            n_head=4,
+            n_embd=16,
+            context_len=8,
+            position=position,
+            norm=norm,
+            activation=activation,
+            bias=bias,
+            tie_embeddings=tie,
+            n_kv_head=n_kv_head,
+            n_hidden=n_hidden,
+        )
+        with torch.device("meta"):
+            model = GPT(shape, 33)
+        rows = parameter_inventory(shape, 33)
+        assert sum(row.count for row in rows) == count_parameters(model), shape
+
+
+def test_json_follows_the_contract(plan_command, make_config):
+    data = open_data(make_config())
+    ended = plan_command("--json")
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert set(plan) >= {
+        "parameters",
+        "tokens_per_step",
+        "epochs",
+        "memory_bytes",
+        "flops_per_step",
+        "findings",
+    }
+    config = make_config()
+    assert plan["parameters"]["total"] == sum(row["count"] for row in plan["parameters"]["rows"])
+    assert set(plan["parameters"]["rows"][0]) == {"name", "formula", "count"}
+    assert plan["tokens_per_step"] == 6 * 16
+    assert plan["epochs"] == pytest.approx(12 * 96 / data.train.n_tokens)
+    assert plan["flops_per_step"] == 96 * flops_per_token(config.model, 257)
+    assert plan["memory_bytes"] == max(
+        plan["memory"]["weights"] + plan["memory"]["optimizer"] + plan["memory"]["activations"],
+        sum(plan["memory"].values()) - plan["memory"]["activations"],
+    )
+    assert plan["seconds_per_step"] is None
+    assert plan["open"] == []
+    assert plan["unchecked"] == []
+    (group,) = plan["schedule"]["rates"].values()
+    assert group["peak"] == {"step": 0, "lr": 1e-2}
+
+
+def test_findings_have_their_four_fields(plan_command):
+    plan = json.loads(plan_command("--json", "--optimizer.lr", "0.1").stdout)
+    assert {finding["id"] for finding in plan["findings"]} == {
+        "lr_far_from_size",
+        "lr_for_other_optimizer",
+    }
+    assert all(set(f) == {"id", "message", "remedy", "source"} for f in plan["findings"])
+
+
+@pytest.mark.parametrize(
+    "name", ["warmup_cosine", "wsd", "linear", "constant", "hf_cosine", "chapter"]
+)
+def test_csv_is_the_rate_of_every_step(plan_command, make_config, tmp_path, name):
+    options = ("--schedule.name", name, "--schedule.warmup_steps", "3", "--train.max_steps", "40")
+    ended = plan_command("--csv", str(tmp_path / "rate.csv"), *options)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "rate.csv").read_text().startswith("step,lr\n0,")
+    with (tmp_path / "rate.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(40))
+    config = make_config(schedule__name=name, schedule__warmup_steps="3", train__max_steps="40")
+    schedule = Plan.from_config(config, 40)
+    for row in rows:
+        exact = schedule.rate(int(row["step"]), 1e-2)
+        assert float(row["lr"]) == pytest.approx(exact, rel=1e-10, abs=1e-14)
+    assert float(rows[3]["lr"]) == pytest.approx(1e-2, rel=1e-12)
+
+
+def test_csv_has_a_column_for_each_group_of_its_own_rate(plan_command, tmp_path):
+    muon = ("--optimizer.name", "muon", "--optimizer.adamw_lr", "2e-3")
+    plan_command("--csv", str(tmp_path / "rate.csv"), *muon)
+    with (tmp_path / "rate.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "lr", "lr_embeddings"]
+    for row in rows:
+        assert float(row["lr_embeddings"]) == pytest.approx(0.2 * float(row["lr"]))
+
+
+def test_a_warmup_beyond_the_run_is_shown_and_not_refused(plan_command, tmp_path):
+    options = ("--schedule.warmup_steps", "20", "--csv", str(tmp_path / "rate.csv"))
+    ended = plan_command("--json", *options)
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert [finding["id"] for finding in plan["findings"]][:2] == [
+        "warmup_too_long",
+        "peak_not_reached",
+    ]
+    rows = (tmp_path / "rate.csv").read_text().splitlines()[1:]
+    assert len(rows) == 12
+    assert float(rows[-1].split(",")[1]) < 1e-2
+    (rates,) = plan["schedule"]["rates"].values()
+    assert rates["peak"]["step"] == 11
+
+
+def test_a_floor_above_the_peak_is_shown_and_not_refused(plan_command):
+    ended = plan_command("--json", "--schedule.min_lr", "0.02")
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert plan["findings"][0]["id"] == "floor_above_peak"
+    (rates,) = plan["schedule"]["rates"].values()
+    assert rates["peak"] == rates["end"] == {"step": 11, "lr": 0.02}
+
+
+def test_both_are_refused_by_training(make_config):
+    for changes in ({"schedule__warmup_steps": "20"}, {"schedule__min_lr": "0.02"}):
+        with pytest.raises(UserError):
+            make_config(**changes)
+
+
+def test_the_page_says_it_all(plan_command, make_config):
+    open_data(make_config())
+    ended = plan_command("--optimizer.lr", "0.1")
+    assert ended.returncode == 0, ended.stderr
+    shown = ended.stdout
+    for word in (
+        "V·d",
+        "layers·4·d²",
+        "counted in the model",
+        "6 x 16 = 96 tokens",
+        "epochs",
+        "floating-point operations",
+        "gradients",
+        "optimizer",
+        "activations",
+        "lint     lr_far_from_size: lr 0.1 is",
+        "→ --optimizer.lr",
+        "source: ",
+    ):
+        assert word in shown, word
+    assert "\x1b" not in shown
+    assert "nothing looks wrong" in plan_command().stdout
+
+
+def test_the_plot_fits_and_is_readable(make_config):
+    plan = make_plan(make_config(schedule__warmup_steps="3", train__max_steps="40"))
+    for width in (20, 40, 60, 100, 300):
+        lines = list(page(plan, width))
+        drawing = [line for line in lines if "┤" in line or "│" in line or "|" in line]
+        assert all(len(line) <= max(width, 30) for line in drawing)
+        assert bool(drawing) == (width >= 30)
+        if drawing:
+            assert any("0.01┤" in line or "0.01+" in line for line in drawing)
+
+
+def test_a_plain_terminal_gets_plain_characters(make_config, monkeypatch):
+    class Plain:
+        encoding = "ascii"
+
+    plan = make_plan(make_config(schedule__warmup_steps="3", train__max_steps="40"))
+    monkeypatch.setattr("sys.stdout", Plain())
+    from gpt.cli.lr_plan import _plot
+
+    text = "\n".join(_plot(plan, 60))
+    assert text.isascii()
+    assert text.count("*") > 20
+
+
+def drawn(plan: RunPlan, png: Path, monkeypatch: pytest.MonkeyPatch) -> matplotlib.figure.Figure:
+    kept: list[matplotlib.figure.Figure] = []
+    real = matplotlib.figure.Figure.savefig
+
+    def savefig(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
+        kept.append(self)
+        real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+    draw_png(plan, png)
+    return kept[0]
+
+
+def test_the_picture_holds_the_rate_and_its_phases(make_config, tmp_path, monkeypatch):
+    config = make_config(
+        schedule__name="wsd",
+        schedule__warmup_steps="10",
+        train__max_steps="100",
+        optimizer__name="muon",
+        optimizer__adamw_lr="2e-3",
+    )
+    plan = make_plan(config)
+    figure = drawn(plan, tmp_path / "rate.png", monkeypatch)
+    (axes,) = figure.axes
+    curves = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+    assert len(curves) == 2
+    for curve, peak in zip(curves, (1e-2, 2e-3), strict=True):
+        for step, rate in zip(curve.get_xdata(), curve.get_ydata(), strict=True):
+            assert rate == plan.schedule.rate(int(step), peak)
+    assert [text.get_text() for text in axes.texts] == ["warmup", "stable", "decay"]
+    marks = sorted(float(line.get_xdata()[0]) for line in axes.get_lines() if line not in curves)
+    assert marks == [10, 80]
+    assert image.imread(tmp_path / "rate.png").shape[1] > 900
+
+
+def test_drawn_steps_hold_the_ends_of_every_phase():
+    schedule = Plan("wsd", 600_000, 2000, 0.1, 0.0, decay_steps=120_000)
+    steps = list(drawn_steps(schedule))
+    assert {0, 1999, 2000, 479_999, 480_000, 599_999} <= set(steps)
+    assert len(steps) < 2100
+    assert list(drawn_steps(Plan("constant", 1, 0, 0.1, 0.0))) == [0]
+
+
+def test_text_that_is_not_tokenized_stays_so(plan_command, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ended = plan_command("--json")
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert plan["epochs"] is None
+    assert "gpt-data build" in plan["open"][0]
+    assert plan["unchecked"] == ["many_epochs", "context_longer_than_documents"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "epochs open" in plan_command().stdout
+
+
+def test_a_run_is_planned_before_its_text_is_there(plan_command):
+    plan = json.loads(plan_command("--json", "--data.source", "not/there").stdout)
+    assert plan["epochs"] is None
+    assert "not/there does not exist" in plan["open"][0]
+
+
+def test_length_in_epochs_needs_the_text(plan_command, make_config):
+    ended = plan_command("--train.max_steps", "null", "--train.max_epochs", "2")
+    assert ended.returncode == 2
+    assert "gpt-data build" in ended.stderr
+    with_limit = plan_command("--json", "--train.max_epochs", "2")
+    assert json.loads(with_limit.stdout)["steps"] == 12
+    data = open_data(make_config())
+    ended = plan_command("--json", "--train.max_steps", "null", "--train.max_epochs", "2")
+    assert json.loads(ended.stdout)["steps"] == -(-2 * data.train.n_tokens // 96)
+
+
+def test_epochs_speak_when_the_text_is_there(plan_command, make_config):
+    open_data(make_config())
+    plan = json.loads(plan_command("--json", "--train.max_steps", "20000").stdout)
+    assert plan["epochs"] > 40
+    assert "many_epochs" in {finding["id"] for finding in plan["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "is_open"),
+    [
+        ("bytes", 257, False),
+        ("gpt2", 50257, False),
+        ("o200k_base", 200_000, False),
+        ("chars", 256, True),
+    ],
+)
+def test_the_vocabulary_before_the_text_is_read(make_config, kind, size, is_open):
+    plan = make_plan(make_config(tokenizer__kind=kind))
+    assert plan.vocab_size == size
+    assert any("number of characters" in point for point in plan.open_points) == is_open
+
+
+def test_a_device_that_is_not_here(plan_command):
+    if torch.cuda.device_count() > 7:
+        pytest.skip("this machine has that device")
+    ended = plan_command("--json", "--train.device", "cuda:7", "--train.dtype", "bf16")
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert "cuda:7" in plan["open"][-1]
+    assert "dtype_unsupported" in plan["unchecked"]
+
+
+def test_measured_time_is_of_real_steps(make_config, monkeypatch):
+    taken = []
+    real = make_plan.__globals__["train_step"]
+
+    def train_step(*arguments: object) -> object:
+        taken.append(arguments)
+        time.sleep(0.02)
+        return real(*arguments)
+
+    monkeypatch.setitem(make_plan.__globals__, "train_step", train_step)
+    counted = []
+    plan = make_plan(make_config(), measure_steps=3, on_step=lambda: counted.append(1))
+    assert len(taken) == len(counted) == 5  # two to warm up
+    assert plan.seconds_per_step is not None
+    assert 0.02 < plan.seconds_per_step < 5
+    assert plan.as_json()["seconds"] == plan.seconds_per_step * 12
+
+
+def test_measuring_says_the_time(plan_command):
+    shown = plan_command("--measure", "1").stdout
+    assert "s a step" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--measure", "0"), "--measure 0"),
+        (("--measure", "many"), "--measure many"),
+        (("--csv", "not/there/rate.csv"), "not/there/rate.csv"),
+        (("--png", "not/there/rate.png"), "not/there/rate.png"),
+        (("--optimizer.lr", "fast"), "optimizer.lr"),
+        (("--model.n_head", "3"), "not divisible"),
+        (("--schedule.name", "cosine_restarts", "--schedule.cycles", "7"), "do not fit"),
+        (("--train.compile", "maybe"), "train.compile"),
+    ],
+)
+def test_mistakes_are_one_line(plan_command, options, named):
+    ended = plan_command(*options)
+    assert ended.returncode == 2, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert named in errors[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_training_prints_the_lint(make_config, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump_config(make_config()), encoding="utf-8")
+    arguments = ("--config", str(config), "--optimizer.lr", "0.1", "--optimizer.name", "adam")
+    dry = command("gpt-train", *arguments, "--dry-run")
+    assert "lint     coupled_decay: weight_decay 0.1 is meant for adamw" in dry.stdout
+    ended = command("gpt-train", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("lint ")]
+    assert [line.split()[1] for line in lines] == [
+        "lr_for_other_optimizer:",
+        "lr_far_from_size:",
+        "coupled_decay:",
+    ]
+    assert all(" → --optimizer." in line for line in lines)
+    quiet = command("gpt-train", "--config", str(config), "--run.name", "quiet")
+    assert "lint " not in quiet.stderr
