@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 EXIT_USER = 2
+_only_warnings = False
 
 
 class UserError(Exception):
@@ -29,9 +31,21 @@ class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to stop
         self.exit_code = 128 + signal_number
 
 
-def say(line: str = "") -> None:
+def say(line: str = "", *, urgent: bool = False) -> None:
     """Prints a line for people (stderr); stdout stays free for text that is piped on."""
-    print(line, file=sys.stderr, flush=True)
+    if urgent or not _only_warnings or line.startswith("warning:"):
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """While entered, `say` prints warnings and urgent lines alone: for one run out of many."""
+    global _only_warnings
+    before, _only_warnings = _only_warnings, True
+    try:
+        yield
+    finally:
+        _only_warnings = before
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:

@@ -176,12 +176,21 @@ def _step(record: Mapping[str, Any]) -> float:
 
 
 class Console:
-    """Progress for people, on stderr: a bar on a terminal, plain lines in a log."""
+    """Progress for people, on stderr: a bar on a terminal, plain lines in a log.
+
+    With a `title` it is that of one run out of many: the bar, with the title, and warnings alone.
+    """
 
     def __init__(
-        self, total_steps: int, *, start_step: int = 0, stream: TextIO | None = None
+        self,
+        total_steps: int,
+        *,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        title: str = "",
     ) -> None:
         """Takes the steps of the whole run, and how many were done before this process."""
+        self._title = title
         self._stream = sys.stderr if stream is None else stream
         self._total_steps = total_steps
         self._bar: tqdm[NoReturn] | None = None
@@ -192,7 +201,9 @@ class Console:
                 file=self._stream,
                 dynamic_ncols=True,
                 miniters=1,
-                bar_format="|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+                bar_format="{desc}|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+                desc=title,
+                leave=not title,
             )
 
     def step(
@@ -206,11 +217,13 @@ class Console:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(int(record["step"]) - self._bar.n)
-        elif log:
+        elif log and not self._title:
             self._print(f"step {record['step']}/{self._total_steps}  {text}")
 
     def line(self, text: str) -> None:
         """Prints a line; above the bar, if there is one."""
+        if self._title and not text.startswith("warning:"):
+            return
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

@@ -12,7 +12,7 @@ from gpt.step import Evaluation, StepResult
 class Recorder:
     """Writes a run's steps, evaluations and events; keeps its clock. Used as a context manager."""
 
-    def __init__(self, run: Path, training: Training, total_steps: int) -> None:
+    def __init__(self, run: Path, training: Training, total_steps: int, title: str = "") -> None:
         """Opens the run's log for appending; a resumed run's must have been cut first."""
         self._training = training
         self._total_steps = total_steps
@@ -21,7 +21,7 @@ class Recorder:
         self._log = MetricsLog(
             run, tensorboard=log.tensorboard, wandb=log.wandb, config=training.config
         )
-        self._console = Console(total_steps, start_step=training.progress.step)
+        self._console = Console(total_steps, start_step=training.progress.step, title=title)
         self._mark = time.perf_counter()
         self._interval_s, self._interval_tokens = 0.0, 0
 

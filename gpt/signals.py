@@ -52,4 +52,4 @@ class StopRequest:
             os._exit(128 + number)
         self.number = number
         name = signal.Signals(number).name
-        say(f"{name}: saving after this step; once more ends at once, without saving")
+        say(f"{name}: saving after this step; once more ends at once, without saving", urgent=True)

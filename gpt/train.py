@@ -5,7 +5,7 @@ from pathlib import Path
 from gpt.build import build_training, continue_or_start
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
-from gpt.data import Batches, Split, open_data
+from gpt.data import Batches, Split, TokenData, open_data
 from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_threads
 from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
@@ -18,21 +18,25 @@ from gpt.signals import StopRequest
 from gpt.step import NonFiniteError, evaluate, train_step
 
 
-def train(config: Config, resume: Resume = "auto") -> None:
+def train(
+    config: Config, resume: Resume = "auto", *, title: str = "", data: TokenData | None = None
+) -> None:
     """Trains the run that `config` describes, or goes on with it, until one of its limits.
 
+    With a `title` it is one run out of many: the console shows its bar and warnings, no more; and
+    with `data`, opened before, all of them learn from the same, whatever happens to the text.
     Raises UserError for what the user can mend, and Stopped after a signal, once all is saved.
     """
     pick_device(config.train.device)  # before any work: is it there?
     set_threads()
     keep_freed_memory()
-    if busy := busy_warning():
+    if not title and (busy := busy_warning()):
         say(f"warning: {busy}")
     with locked_run(config, resume) as run:
-        data = open_data(config)
+        data = data or open_data(config)
         training, plan = build_training(config, data)
         resumed = continue_or_start(run, training, plan)
-        with StopRequest() as stop, Recorder(run, training, plan.total_steps) as recorder:
+        with StopRequest() as stop, Recorder(run, training, plan.total_steps, title) as recorder:
             if resumed:
                 recorder.event("resumed")
             batches = Batches(

@@ -1,0 +1,54 @@
+"""One number that moves a whole config's rates: another lr, everything else in proportion."""
+
+from pydantic import ValidationError
+
+from gpt.config import Config, contradictions
+from gpt.errors import UserError
+
+MAX_LR = 1e3  # optimizer.lr's own limit
+
+
+def with_lr(config: Config, lr: float) -> Config:
+    """The config with another peak rate; every rate that is given beside it keeps its ratio to lr.
+
+    That is `optimizer.adamw_lr` and a floor given as `schedule.min_lr`. The schedule `chapter` has
+    an absolute floor (its eta_min), which stays what it is, save that it never lies above lr: a
+    rate below it would rise. `optimizer.lr_batch_size` is dropped: it spoke of the old rate.
+
+    Raises UserError where no config can hold such a rate.
+    """
+    factor = lr / config.optimizer.lr
+    values = config.model_dump()
+    optimizer, schedule = values["optimizer"], values["schedule"]
+    optimizer["lr"] = lr
+    optimizer["lr_batch_size"] = None
+    if optimizer["adamw_lr"] is not None:
+        optimizer["adamw_lr"] = _rounded(optimizer["adamw_lr"] * factor)
+    if schedule["name"] == "chapter":
+        if config.min_lr > lr:
+            schedule["min_lr"] = lr
+    elif schedule["min_lr"] is not None:
+        # Rounding must not lift a floor as high as the peak above it.
+        schedule["min_lr"] = min(_rounded(schedule["min_lr"] * factor), lr)
+    try:
+        changed = Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:2])
+        raise UserError(
+            f"lr {lr:g}: {key} would be {first['input']!r} ({first['msg']}); take another rate"
+        ) from None
+    problems = [f"lr {lr:g}: {found.keys[0]}: {found.message}" for found in contradictions(changed)]
+    if problems:
+        raise UserError(*problems)
+    return changed
+
+
+def _rounded(rate: float) -> float:
+    """Without the last digits, which only say that 0.003 x 3 is 0.009000000000000001."""
+    return float(f"{rate:.12g}")
+
+
+def rate_text(lr: float) -> str:
+    """The rate in as few digits as say it exactly, two at least: `3.0e-04`, `1.25e-03`."""
+    return next(text for digits in range(1, 18) if float(text := f"{lr:.{digits}e}") == lr)
