@@ -7,6 +7,17 @@ import pytest
 
 GPT = Path(__file__).parents[1] / "gpt"
 
+LESSONS = [
+    "update_rule",
+    "one_step",
+    "regimes",
+    "landscape",
+    "optimizers",
+    "decay",
+    "schedules",
+    "warmup",
+    "batch",
+]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files"},
@@ -15,6 +26,8 @@ LAYERS = [
         "ranks",
         "tokenizer",
         "model",
+        "plan",
+        "shapes",
         "schedule",
         "metrics",
         "sources",
@@ -24,11 +37,20 @@ LAYERS = [
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot"},
     {"checkpoint"},
-    {"rundir", "step"},
+    {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
+    {"lr.lint", "lr.lint_optimizer"},
     {"record", "build"},
     {"train", "infer"},
-    {"lr"},
-    {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr"},
+    # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.
+    {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.rules", "lr.size"}
+    | {"lr.trial", "lr.lessons.words", "lr.lessons.tiny"},
+    {"lr.budget", "lr.find", "lr.labels", "lr.ledger", "lr.plan", "lr.resize", "lr.scale"}
+    | {"lr.suggest", "lr.lessons.picture", "lr.lessons.side_by_side"},
+    {"lr.find_plot", "lr.plan_files", "lr.sweep_plot", "lr.sweep"}
+    | {f"lr.lessons.{name}" for name in LESSONS},
+    {"lr.lessons"},
+    {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr"}
+    | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Within one layer, a part may stand on another; each pair is listed, so that none is by accident.
@@ -41,6 +63,12 @@ WITHIN = {
     ("data", "shards"),
     ("data", "batches"),
     ("generate", "decode"),
+    ("schedule", "plan"),
+    ("schedule", "shapes"),
+    ("lr.lint", "lr.lint_optimizer"),
+    ("lr.ledger", "lr.labels"),
+    ("lr.scale", "lr.resize"),
+    ("lr.sweep", "lr.sweep_plot"),
 }
 MODULES = {
     ".".join(path.relative_to(GPT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -60,7 +88,7 @@ def imported(path: Path) -> set[str]:
             assert node.module is not None
             names.add(node.module)
             # `from gpt import model` names modules too.
-            if node.module in ("gpt", "gpt.cli"):
+            if node.module in ("gpt", "gpt.cli", "gpt.lr", "gpt.lr.lessons"):
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
     found = {name.removeprefix("gpt.") for name in names if name.startswith("gpt.")}
     return {name for name in found if name in MODULES or name in LAYER}
