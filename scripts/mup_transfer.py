@@ -175,12 +175,16 @@ def main() -> None:
     widths = [int(width) for width in arguments.widths.split(",")]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs = Runs(arguments.out.with_suffix(".jsonl"), arguments.data, arguments.seeds)
+    command = (
+        f"python scripts/mup_transfer.py --out {arguments.out} --widths {arguments.widths} "
+        f"--seeds {arguments.seeds}"
+    )
     result = table(runs, widths)
     print("\n".join(result))
     page = [
         "# The best rate at other widths, with muP and without",
         "",
-        f"{datetime.date.today()}, `python scripts/mup_transfer.py --out {arguments.out}`: "
+        f"{datetime.date.today()}, `{command}`: "
         f"GPT-2 with two layers, heads of {HEAD}, context {CONTEXT}, bytes of Python's library, "
         f"AdamW, {STEPS} steps of {BATCH} sequences, cosine to 0, mean of {arguments.seeds} seeds; "
         "validation loss in nats a byte.",

@@ -7,17 +7,8 @@ import pytest
 
 GPT = Path(__file__).parents[1] / "gpt"
 
-LESSONS = [
-    "update_rule",
-    "one_step",
-    "regimes",
-    "landscape",
-    "optimizers",
-    "decay",
-    "schedules",
-    "warmup",
-    "batch",
-]
+LESSONS = ["update_rule", "one_step", "regimes", "landscape", "optimizers"]
+LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files"},

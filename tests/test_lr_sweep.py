@@ -1,5 +1,6 @@
 """Full runs side by side: what is run, what is kept, what is said, and what goes wrong."""
 
+import io
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from gpt.files import locked
 from gpt.lr.labels import judge
 from gpt.lr.sweep import auto_lrs, unigram_entropy
 from gpt.lr.sweep_plot import plot_sweep
-from gpt.metrics import read_metrics
+from gpt.metrics import Console, read_metrics
 from gpt.shards import Split
 from gpt.train import train
 from tests.conftest import ConfigMaker, tiny_config
@@ -146,7 +147,7 @@ def test_again_repeats_nothing_and_more_only_adds(
     again = sweep(config, "--lrs", RATES, "--seeds", "2", "--out", str(out))
     assert names == [], "neither finished nor diverged runs are repeated"
     assert again.stdout == first.stdout
-    assert "6 of them are done" in again.stderr
+    assert "kept     6 runs done before\n" in again.stderr
     wider = sweep(config, "--lrs", "1e-1,3e-2", "--seeds", "3", "--json", "--out", str(out))
     assert names == [
         "lr-1.0e-01-seed-1337",
@@ -156,7 +157,7 @@ def test_again_repeats_nothing_and_more_only_adds(
     ]
     answer = json.loads(wider.stdout)
     assert len(answer["runs"]) == 10
-    assert "2 of them are done; 4 others of this folder are counted too" in wider.stderr
+    assert "kept     2 runs done before; 4 others of this folder counted too\n" in wider.stderr
     assert answer == json.loads((out / "sweep.json").read_text())
 
 
@@ -250,6 +251,23 @@ def test_a_text_that_changes_meanwhile_changes_no_run(
     ]
     assert len(states) == 2
     assert len(set(states)) == 1
+
+
+def test_one_run_of_many_shows_a_bar_and_warnings() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, bar in ((Terminal(), "1/2 lr 3.0e-02"), (io.StringIO(), "")):
+        with Console(5, stream=stream, title="1/2 lr 3.0e-02 ") as console:
+            console.step({"step": 1, "loss": 2.5})
+            console.line("saved    somewhere")
+            console.line("warning: the disk is full")
+        shown = stream.getvalue()
+        assert bar in shown
+        assert ("2.5000" in shown) == bool(bar)
+        assert "saved" not in shown
+        assert "warning: the disk is full\n" in shown
 
 
 def test_another_config_or_other_data_is_refused(

@@ -12,8 +12,9 @@ from itertools import pairwise
 # The best rate falls as the run gets longer: lr* ~ steps ** -power, at a fixed batch. Bjorck et al.
 # 2024 (arXiv:2409.19913) fit 0.32 over token horizons of large models. From very short runs of
 # small ones it falls faster, and faster still without the normalised q and k that make a high rate
-# bearable, or with adafactor, whose steps shrink as 1 / sqrt(step). Measured: docs/lr-find.md.
-_POWER_WITH_QK_NORM, _POWER_WITHOUT, _POWER_ADAFACTOR = 0.45, 0.58, 0.65
+# bearable; muon's falls less, adafactor's more. Measured: docs/lr-find.md.
+_POWER_WITH_QK_NORM, _POWER_WITHOUT = 0.45, 0.58
+_POWER_OF = {"muon": 0.25, "adafactor": 0.65}
 # How far that power was from run to run.
 HORIZON_SPREAD = 0.1
 # How far one seed's lowest point lies from the true one, in octaves; measured there too.
@@ -90,9 +91,7 @@ def _lowest(octaves: Sequence[float], means: Sequence[float]) -> float:
 
 def horizon_power(optimizer: str, qk_norm: bool) -> float:
     """How fast the best rate falls with the length of the run: lr* ~ steps ** -power."""
-    if optimizer == "adafactor":
-        return _POWER_ADAFACTOR
-    return _POWER_WITH_QK_NORM if qk_norm else _POWER_WITHOUT
+    return _POWER_OF.get(optimizer, _POWER_WITH_QK_NORM if qk_norm else _POWER_WITHOUT)
 
 
 class Posterior:

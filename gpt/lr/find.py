@@ -21,12 +21,15 @@ from gpt.lr.trial import Laboratory, Trial
 # A ramp over six decades; SGD's rates are larger, since nothing divides them by the gradient.
 RAMP = {"sgd": (1e-4, 1e2)}
 DEFAULT_RAMP = (1e-6, 1.0)
-RAMP_SHARE, RAMP_MIN_STEPS, RAMP_MAX_STEPS, RAMP_SEEDS = 0.2, 16, 250, 3
+RAMP_SHARE, RAMP_MIN_STEPS, RAMP_MAX_STEPS, RAMP_SEEDS = 0.2, 12, 250, 3
 # Trainings of fewer steps are not runs any more.
-MIN_STEPS = 5
+MIN_STEPS = 4
 # A round of trials is so many times longer than the one before.
-STRIDE = 4
-RATES_FIRST, RATES_NEXT = 5, 4
+STRIDE, MAX_ROUNDS = 4, 4
+# Runs must be this long for each seed that is added.
+SEED_PAYS_STEPS = 15
+# Three rates bracket a minimum at best; most rounds need a fourth.
+RATES = 4
 # The best rate of a short run lies below the lowest point of a ramp by about this many octaves.
 RAMP_LAG_OCTAVES = 1.0
 MAX_RATES = 9
@@ -178,24 +181,19 @@ class _Search:
     def lengths(self, budget: float) -> list[tuple[int, int]]:
         """Steps and seeds of each round of trials, the shortest first, within `budget` steps."""
         most = min(self.laboratory.total_steps, int(budget))
-        for last in range(most, MIN_STEPS - 1, -1):
-            for seeds in (3, 2, 1):
-                if seeds * 15 > last:  # a longer run tells more than another seed
-                    continue
+        for seeds in (3, 2, 1):
+            # A longer run tells more than another seed, up to a point.
+            least = MIN_STEPS if seeds == 1 else SEED_PAYS_STEPS * seeds
+            for last in range(most, least - 1, -1):
                 rounds = [last]
-                while rounds[0] // STRIDE >= MIN_STEPS and len(rounds) < 4:
+                while rounds[0] // STRIDE >= MIN_STEPS and len(rounds) < MAX_ROUNDS:
                     rounds.insert(0, rounds[0] // STRIDE)
-                counts = [RATES_FIRST] + [RATES_NEXT] * (len(rounds) - 1)
-                costs = map(self.laboratory.cost, rounds)
-                if seeds * sum(c * n for c, n in zip(costs, counts, strict=True)) <= budget:
+                if RATES * seeds * sum(map(self.laboratory.cost, rounds)) <= budget:
                     return [(steps, seeds) for steps in rounds]
-        for last in range(min(14, most), MIN_STEPS - 1, -1):
-            if RATES_FIRST * self.laboratory.cost(last) <= budget:
-                return [(last, 1)]
         return []
 
     def too_short(self, ramp_steps: int) -> str:
-        needed = ramp_steps + RATES_FIRST * self.laboratory.cost(MIN_STEPS)
+        needed = ramp_steps + RATES * self.laboratory.cost(MIN_STEPS)
         total = self.laboratory.total_steps
         return (
             f"{self.budget:.0f} steps are too few to compare rates: the least is "

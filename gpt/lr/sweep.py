@@ -99,16 +99,20 @@ def _announce(sweep: Sweep, n_waiting: int, total_steps: int, ledger: Ledger) ->
     steps = n_waiting * total_steps
     tokens = steps * sweep.config.tokens_per_step
     say(
-        f"sweep    {n_lrs} rates x {n_seeds} seeds = {n_lrs * n_seeds} runs of {total_steps:,} "
-        f"steps in {sweep.out}"
+        f"sweep    {_count(n_lrs, 'rate')} x {_count(n_seeds, 'seed')} = "
+        f"{_count(n_lrs * n_seeds, 'run')} of {total_steps:,} steps in {sweep.out}"
     )
     wanted = {run_name(lr, seed) for lr in sweep.lrs for seed in sweep.seeds}
     done, others = wanted & set(ledger.runs), set(ledger.runs) - wanted
-    kept = [f"{len(done)} of them are done"] if done else []
-    kept += [f"{len(others)} others of this folder are counted too"] if others else []
+    kept = [f"{_count(len(done), 'run')} done before"] if done else []
+    kept += [f"{_count(len(others), 'other')} of this folder counted too"] if others else []
     if kept:
         say(f"kept     {'; '.join(kept)}")
-    say(f"cost     {n_waiting} runs, {steps:,} steps, {tokens:,} tokens")
+    say(f"cost     {_count(n_waiting, 'run')}, {steps:,} steps, {tokens:,} tokens")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _train_all(waiting: Sequence[Config], data: TokenData, ledger: Ledger) -> None:

@@ -26,7 +26,7 @@ from gpt.step import NonFiniteError, evaluate, train_step
 # A training whose loss is this far above its first one, in nats, is not coming back.
 LOST_NATS = 1.0
 # Fewer validation tokens than this tell one rate from another too badly.
-MIN_EVAL_TOKENS = 2048
+MIN_EVAL_TOKENS = 1024
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ SAMPLES = 8192
 BATCHES = (4, 16, 64, 256)
 SGD_RATES = tuple(2.0 ** (power / 4) for power in range(-40, 4))
 ADAM_RATES = tuple(2.0 ** (power / 2) for power in range(-15, -4))
-GPT_BATCHES = (2, 8, 32)
-GPT_SEQUENCES = 768
+GPT_BATCHES = (4, 32)
+GPT_SEQUENCES = 1024
 GPT_RATES = {
-    "sgd": (0.02, 0.08, 0.16, 0.32, 0.64, 1.28),
+    "sgd": (0.04, 0.16, 0.32, 0.64, 1.28),
     "adam": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
 }
 NAMES = {"sgd": "SGD", "adam": "Adam"}
@@ -289,7 +289,7 @@ def draw(result: Batch, language: Language) -> Figure:
 
 
 def _draw_gpt(axes: Axes, result: Batch, name: str, language: Language) -> None:
-    for size, color in zip(result.runs[name], (SKY, GREEN, INK, ORANGE), strict=False):
+    for size, color in zip(result.runs[name], (SKY, INK, GREEN, ORANGE), strict=False):
         losses = {r: v for r, v in result.gpt_losses(name, size).items() if v < TOP_LOSS}
         label = pick(language, f"batch {size}", f"批量 {size}")
         axes.plot(

@@ -50,7 +50,7 @@ class Decay:
         return float(self.rows[name][self.counts == 0].mean())
 
 
-def measure(n_steps: int = 1000, n_weights: int = 500, gpt_steps: int = 300) -> Decay:
+def measure(n_steps: int = 1000, n_weights: int = 500, gpt_steps: int = 200) -> Decay:
     """Lets weights without any true gradient decay; trains a GPT under both kinds of decay."""
     left = {name: noisy_weights(build, n_steps, n_weights) for name, build in RULES.items()}
     rows = {}

@@ -57,7 +57,7 @@ class Landscape:
 
 
 def measure(
-    n_steps: int = 300, grid: int = 25, val_tokens: int = 2048, lr: float = 4e-3, seed: int = 1337
+    n_steps: int = 250, grid: int = 23, val_tokens: int = 1024, lr: float = 4e-3, seed: int = 1337
 ) -> Landscape:
     """Trains a tiny GPT, remembers its way, and evaluates `grid` x `grid` models on each plane."""
     training = build_tiny(

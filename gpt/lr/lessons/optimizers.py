@@ -31,11 +31,11 @@ ANGLE = math.pi / 6  # the ravine does not run along an axis, which would favour
 START = (-2.0, 0.4)  # along and across
 REACHED = 1e-3  # of the first loss
 LOST = 1e6  # times the first loss
-RAVINE_RATES = tuple(2.0 ** (power / 2) for power in range(-24, 11))
+RAVINE_RATES = tuple(2.0 ** (power / 2) for power in range(-22, 9))
 RAVINE: dict[str, Callable[[list[Tensor], float], Optimizer]] = {
-    "SGD": lambda weights, lr: SGD(weights, lr=lr),
-    "SGD + momentum": lambda weights, lr: SGD(weights, lr=lr, momentum=0.9),
-    "Adam": lambda weights, lr: Adam(weights, lr=lr),
+    "SGD": lambda weights, lr: SGD(weights, lr=lr, fused=True),
+    "SGD + momentum": lambda weights, lr: SGD(weights, lr=lr, momentum=0.9, fused=True),
+    "Adam": lambda weights, lr: Adam(weights, lr=lr, fused=True),
 }
 SGD_RATES = (0.03, 0.1, 0.3, 1.0)
 ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -92,7 +92,7 @@ class Optimizers:
 
 
 def measure(
-    n_steps: int = 150, ravine_steps: int = 300, n_rates: int = len(ADAM_RATES)
+    n_steps: int = 120, ravine_steps: int = 300, n_rates: int = len(ADAM_RATES)
 ) -> Optimizers:
     """Tries each optimizer at many rates, on the ravine and on the GPT."""
     schedule = ScheduleConfig(name="linear", warmup_fraction=0.1)
@@ -106,7 +106,7 @@ def measure(
         runs[name][rate] = run
     ravine = {name: descend_ravine(build, ravine_steps) for name, build in RAVINE.items()}
     without_decay, _ = ravine_path(
-        lambda weights, lr: AdamW(weights, lr=lr, weight_decay=0.0),
+        lambda weights, lr: AdamW(weights, lr=lr, weight_decay=0.0, fused=True),
         ravine["Adam"].best,
         ravine_steps,
     )

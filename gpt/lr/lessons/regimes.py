@@ -48,7 +48,7 @@ class Regimes:
 
 
 def measure(
-    n_steps: int = 150, rates: Sequence[float] = GPT_RATES, path_steps: int = 14
+    n_steps: int = 120, rates: Sequence[float] = GPT_RATES, path_steps: int = 14
 ) -> Regimes:
     """Descends the quadratic, looks for its limit by trial, and trains a tiny GPT at each rate."""
     configs = [

@@ -22,7 +22,7 @@ from gpt.lr.lessons.side_by_side import run_all
 from gpt.lr.lessons.tiny import GPT2_STYLE, Run, tiny_config
 from gpt.lr.lessons.words import Language, paragraphs, pick
 
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 WARMUP = 0.25  # of the steps: a short run needs a large share for as many steps
 N_LAYER = 3
 
