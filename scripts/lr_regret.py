@@ -220,6 +220,8 @@ def table(ledger: Ledger) -> list[str]:
         for record in ledger.of("full", name):
             ends.setdefault(record["lr"], {})[record["seed"]] = record["loss"]
         means = {lr: statistics.mean(v.values()) for lr, v in ends.items() if len(v) == SEEDS}
+        if not {snapped(rules[rule]) for rule in RULES} <= set(ends):
+            continue  # still under way
         best = min((lr for lr in means if lr == snapped(lr)), key=means.__getitem__)
         steps = CASES[name].partition("train.max_steps=")[2].split()[0]
         row = f"| {name} | {steps} | {best:.2g} | {means[best]:.4f} |"

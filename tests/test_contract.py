@@ -20,7 +20,8 @@ from gpt.configfile import dump_config, json_schema, knobs, load_config
 from tests.conftest import ConfigMaker, tiny_config
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("gpt-train", "gpt-infer", "gpt-data")
+COMMANDS = ("gpt-train", "gpt-infer", "gpt-data", "gpt-lr")
+DESK = ("plan", "find", "sweep", "suggest", "scale", "lessons")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,15 @@ def test_console_scripts_are_installed() -> None:
         assert (Path(sys.executable).parent / name).exists(), name
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_quick_and_imports_no_torch(name: str) -> None:
+@pytest.mark.parametrize(
+    "words", [*((name,) for name in COMMANDS), *(("gpt-lr", name) for name in DESK)]
+)
+def test_help_is_quick_and_imports_no_torch(words: tuple[str, ...]) -> None:
+    name, *rest = words
     program = (
         "import sys\n"
         f"from gpt.cli.{name.removeprefix('gpt-')} import main\n"
-        "try:\n    main(['--help'])\n"
+        f"try:\n    main({[*rest, '--help']})\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'numpy', 'tiktoken', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
+import re
 import struct
-import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from matplotlib import font_manager
 
 from gpt.errors import UserError
 from gpt.lr import lessons
@@ -35,12 +34,19 @@ SMALL = {
     "update-rule": {},
     "one-step": {},
     "regimes": {"n_steps": 12, "rates": (1e-4, 1e-2, 3.0)},
-    "landscape": {"n_steps": 12, "grid": 5, "val_tokens": 256, "lr": 1e-2},
-    "optimizers": {"n_steps": 4, "ravine_steps": 300, "n_rates": 2},
+    "landscape": {"n_steps": 60, "grid": 5, "val_tokens": 256},
+    "optimizers": {"n_steps": 4, "ravine_steps": 200, "n_rates": 2},
     "decay": {"n_steps": 1000, "n_weights": 100, "gpt_steps": 20},
     "schedules": {"total_steps": 2000, "warmup_steps": 100, "shape_steps": 100},
     "warmup": {"n_steps": 8, "rates": (2e-3, 4e-3), "seeds": (1,)},
-    "batch": {"samples": 1024, "n_copies": 24, "sequences": 16, "gpt_batches": (2, 8), "seeds": (1,)},
+    "batch": {
+        "samples": 4096,
+        "batches": (16, 64, 256),
+        "n_copies": 32,
+        "sequences": 32,
+        "gpt_batches": (4, 8),
+        "seeds": (1,),
+    },
 }
 MODULES = {name: import_module(f"gpt.lr.lessons.{name.replace('-', '_')}") for name in SMALL}
 
@@ -49,7 +55,7 @@ MODULES = {name: import_module(f"gpt.lr.lessons.{name.replace('-', '_')}") for n
 def numbers() -> dict[str, object]:
     """Every lesson's numbers, measured once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "GPT_RATES", {"sgd": (0.02, 0.08), "adam": (1e-3, 4e-3)})
+        patch.setattr(batch, "GPT_RATES", {"sgd": (0.04, 0.08), "adam": (1e-3, 4e-3)})
         return {name: MODULES[name].measure(**settings) for name, settings in SMALL.items()}
 
 
@@ -269,8 +275,8 @@ def test_batches_see_the_same_amount_of_text(numbers):
     found: batch.Batch = numbers["batch"]
     for by_batch in found.runs.values():
         for size, by_rate in by_batch.items():
-            assert all(len(run.losses) * size == 16 for (run,) in by_rate.values())
-    assert list(found.at_same_ratio("sgd", 0.01)) == [0.02, 0.08]
+            assert all(len(run.losses) * size == 32 for (run,) in by_rate.values())
+    assert list(found.at_same_ratio("sgd", 0.01)) == [0.04, 0.08]
 
 
 def test_tiny_runs_repeat_and_leave_no_trace():
@@ -328,13 +334,9 @@ def test_both_languages_print_the_same_numbers(name, numbers):
     en, zh = (" ".join(MODULES[name].explain(numbers[name], lang)) for lang in ("en", "zh"))
     assert any("一" <= character <= "鿿" for character in zh)
     assert not any("一" <= character <= "鿿" for character in en)
-    for found in (f"{value:.3f}" for value in floats(numbers[name])):
-        assert (found in en) == (found in zh)
-
-
-def floats(found: object) -> list[float]:
-    """The plain numbers among a result's fields and properties."""
-    return [value for value in vars(found).values() if isinstance(value, float)]
+    in_en, in_zh = (sorted(re.findall(r"\d+\.\d+(?:e[-+]\d+)?", text)) for text in (en, zh))
+    assert in_en == in_zh
+    assert len(in_en) >= 5
 
 
 @pytest.mark.usefixtures("small_lessons")
@@ -348,7 +350,7 @@ def test_command_in_chinese_without_a_font(tmp_path, monkeypatch):
 
 
 def test_a_font_without_the_glyphs_is_not_taken(monkeypatch):
-    installed = font_manager.fontManager.ttflist[0].name
+    installed = "DejaVu Sans"  # comes with matplotlib
     monkeypatch.setattr(picture, "CHINESE_FONTS", ("No Such Font", installed))
     assert picture.chinese_font() is None
     assert picture.label_language("zh") == "en"

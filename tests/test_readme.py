@@ -76,7 +76,9 @@ def test_the_errors_shown_are_what_is_printed(
 
 
 def test_options_named_exist() -> None:
-    for words in (("gpt-train",), ("gpt-infer",), ("gpt-data", "build"), ("gpt-data", "info")):
+    desk = [("gpt-lr", name) for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")]
+    data = [("gpt-data", name) for name in ("build", "info")]
+    for words in (("gpt-train",), ("gpt-infer",), *data, *desk):
         rows = text("README.md").splitlines()
         row = next(line for line in rows if line.startswith(f"| `{' '.join(words)}"))
         offered = command(*words, "--help").stdout

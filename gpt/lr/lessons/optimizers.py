@@ -30,7 +30,7 @@ CONDITION = 100.0  # curvature across the ravine over that along it
 ANGLE = math.pi / 6  # the ravine does not run along an axis, which would favour Adam
 START = (-2.0, 0.4)  # along and across
 REACHED = 1e-3  # of the first loss
-LOST = 1e6  # times the first loss
+RUN_AWAY = 1e3  # a weight this large is lost
 RAVINE_RATES = tuple(2.0 ** (power / 2) for power in range(-22, 9))
 RAVINE: dict[str, Callable[[list[Tensor], float], Optimizer]] = {
     "SGD": lambda weights, lr: SGD(weights, lr=lr, fused=True),
@@ -67,6 +67,12 @@ class Descent:
     def best(self) -> float:
         """The quickest rate."""
         return min(self.steps, key=lambda rate: self.steps[rate])
+
+    @property
+    def width_text(self) -> str:
+        """The width in words; open where the highest rate that was tried gets there too."""
+        sign = "≥" if max(self.steps) == RAVINE_RATES[-1] else ""
+        return f"{sign}×{self.width:.{1 if self.width < 10 else 0}f}"
 
     @property
     def width(self) -> float:
@@ -129,20 +135,18 @@ def ravine_loss(weights: Tensor) -> Tensor:
 def ravine_path(
     build: Callable[[list[Tensor], float], Optimizer], rate: float, n_steps: int
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """The weights, (steps + 1, 2), and the losses at them; shorter where the loss is lost."""
-    weights = (ravine_axes() @ torch.tensor(START, dtype=torch.float64)).requires_grad_()
+    """The weights, (steps + 1, 2), and the losses at them; cut short once they run away."""
+    axes = ravine_axes()
+    curvature = axes @ torch.diag(torch.tensor([1.0, CONDITION], dtype=torch.float64)) @ axes.T
+    weights = (axes @ torch.tensor(START, dtype=torch.float64)).requires_grad_()
     optimizer = build([weights], rate)
-    path: list[Tensor] = []
-    losses: list[float] = []
-    while True:
-        optimizer.zero_grad()
-        loss = ravine_loss(weights)
-        path.append(weights.detach().clone())
-        losses.append(loss.item())
-        if len(path) > n_steps or not losses[-1] < LOST * losses[0]:
-            return torch.stack(path), tuple(losses)
-        loss.backward()  # type: ignore[no-untyped-call]
+    path = [weights.detach().clone()]
+    while len(path) <= n_steps and float(path[-1].abs().max()) < RUN_AWAY:
+        weights.grad = curvature @ path[-1]
         optimizer.step()
+        path.append(weights.detach().clone())
+    points = torch.stack(path)
+    return points, tuple(ravine_loss(points).tolist())
 
 
 def descend_ravine(build: Callable[[list[Tensor], float], Optimizer], n_steps: int) -> Descent:
@@ -161,8 +165,7 @@ def explain(result: Optimizers, language: Language) -> list[str]:
     """The numbers in words."""
     steps = {name: descent.steps[descent.best] for name, descent in result.ravine.items()}
     ravine = ", ".join(
-        f"{name} {steps[name]} (lr {descent.best:.2g}, "
-        f"×{descent.width:.{1 if descent.width < 10 else 0}f})"
+        f"{name} {steps[name]} (lr {descent.best:.2g}, {descent.width_text})"
         for name, descent in result.ravine.items()
     )
     tuned = ", ".join(
