@@ -220,7 +220,8 @@ def table(ledger: Ledger) -> list[str]:
         for record in ledger.of("full", name):
             ends.setdefault(record["lr"], {})[record["seed"]] = record["loss"]
         means = {lr: statistics.mean(v.values()) for lr, v in ends.items() if len(v) == SEEDS}
-        if not {snapped(rules[rule]) for rule in RULES} <= set(ends):
+        needed = {snapped(rules[rule]) for rule in RULES}
+        if not needed <= set(ends) or (pick["lr"] is not None and pick["lr"] not in means):
             continue  # still under way
         best = min((lr for lr in means if lr == snapped(lr)), key=means.__getitem__)
         steps = CASES[name].partition("train.max_steps=")[2].split()[0]

@@ -265,7 +265,6 @@ def test_vertex():
     rates = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
     bowl = {rate: math.log(rate / 3.3e-3) ** 2 for rate in rates}
     assert batch.vertex(bowl) == pytest.approx(3.3e-3)
-    assert batch.vertex(bowl, reach=2) == pytest.approx(3.3e-3)
     assert batch.vertex({rate: rate for rate in rates}) == 1e-3
     assert batch.vertex(bowl | {8e-3: math.inf}) == pytest.approx(3.3e-3)
     assert batch.vertex({1e-3: 2.0, 2e-3: 1.0, 4e-3: math.inf}) == 2e-3

@@ -71,7 +71,7 @@ class Batch:
 
     def gpt_best(self, name: str, batch: int) -> float:
         """The GPT's best rate, between the ones tried."""
-        return vertex(self.gpt_losses(name, batch), reach=2)
+        return vertex(self.gpt_losses(name, batch))
 
     def at_same_ratio(self, name: str, ratio: float) -> dict[float, float]:
         """The GPT's losses at the rates that are `ratio` times the batch, as far as tried."""
@@ -184,20 +184,18 @@ def simulated_losses(
     return dict(zip(rates, losses, strict=True))
 
 
-def vertex(losses: dict[float, float], reach: int = 1) -> float:
-    """Where the parabola in log rate through the best rate and its neighbours is lowest.
+def vertex(losses: dict[float, float]) -> float:
+    """Where the parabola in log rate through the best rate and its two neighbours is lowest.
 
-    Takes `reach` neighbours on either side, by least squares where there are more than two. It is
-    the best rate itself where that is the first or last tried, or the parabola is no help.
+    It is the best rate itself where that is the first or the last that was tried.
     """
     rates = sorted(rate for rate in losses if math.isfinite(losses[rate]))
     index = min(range(len(rates)), key=lambda i: losses[rates[i]])
-    around = rates[max(0, index - reach) : index + reach + 1]
     if not 0 < index < len(rates) - 1:
         return rates[index]
+    around = rates[index - 1 : index + 2]
     bend, slope, _ = np.polyfit(np.log(around), [losses[rate] for rate in around], 2)
-    lowest = math.exp(-slope / (2 * bend)) if bend > 0 else rates[index]
-    return lowest if around[0] <= lowest <= around[-1] else rates[index]
+    return math.exp(-slope / (2 * bend)) if bend > 0 else rates[index]
 
 
 def explain(result: Batch, language: Language) -> list[str]:

@@ -268,4 +268,5 @@ def _draw_surface(
     )
     axes.set_xlabel(pick(language, "random direction 1", "随机方向 1"), fontsize=9)
     axes.set_ylabel(pick(language, "random direction 2", "随机方向 2"), fontsize=9)
+    axes.zaxis.set_rotate_label(True)  # else short labels lie across
     axes.set_zlabel(pick(language, "validation loss", "验证损失"), fontsize=9)

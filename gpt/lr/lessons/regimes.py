@@ -161,7 +161,7 @@ def draw(result: Regimes, language: Language) -> Figure:
         label = f"{titles[key]}: lr {rate:g}"
         left.plot(steps, smoothed(losses), color=colors[key], linewidth=1.8, label=label)
     left.axhline(result.chance, color=GREY, linewidth=0.9, linestyle=":")
-    left.text(1, result.chance * 1.03, "ln V", fontsize=8.5, color=GREY)
+    left.text(10, result.chance * 1.05, "ln V", fontsize=8.5, color=GREY)
     left.set_yscale("log")
     left.set_ylim(top=min(200, 1.2 * max(left.get_ylim()[1], 2 * result.chance)))
     tidy(

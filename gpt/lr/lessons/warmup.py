@@ -79,7 +79,7 @@ def explain(result: Warmup, language: Language) -> list[str]:
         times = warmed / without
         verdict = (
             f"With the warmup the best rate is {times:.0f} times as high",
-            f"有 warmup 时,最佳学习率高 {times:.0f} 倍",
+            f"有 warmup 时,最佳学习率是原来的 {times:.0f} 倍",
         )
     else:
         verdict = (
