@@ -296,3 +296,22 @@ def test_mistakes_end_with_a_line(
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_interrupted_search_leaves_nothing(
+    make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(make_config(train__max_steps="150")), encoding="utf-8")
+    ramps = []
+
+    def interrupted(self: Laboratory, lr: float, steps: int, seed: int) -> None:
+        ramps.append(self.steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Laboratory, "run", interrupted)
+    ended = command("gpt-lr", "find", "--config", str(file), "--apply", "--budget", "60%")
+    assert ended.returncode == 130
+    assert ramps[0] > 0  # it was at work
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "tiny-found.yaml").exists()
