@@ -19,6 +19,8 @@ _POWER_OF = {"muon": 0.25, "adafactor": 0.65}
 HORIZON_SPREAD = 0.1
 # How far one seed's lowest point lies from the true one, in octaves; measured there too.
 OCTAVE_NOISE = 0.4
+# The same where the lowest rate is the last one that was tried.
+END_NOISE = 0.8
 BOOTSTRAPS = 400
 # Losses this share apart are told apart badly by short runs.
 TOLERANCE = 0.01
@@ -36,15 +38,21 @@ class Minimum:
     low: float
     high: float
     inside: bool
-    at_bottom: bool
+    at_bottom: bool = False
+    level: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it says where the valley is: bracketed, or level where the trials end."""
+        return self.inside or self.level
 
 
 def minimum(losses: Losses) -> Minimum:
     """Where the curve is lowest: `losses` holds the losses of each octave, one a seed, in order.
 
     A diverged training counts as infinite. `inside` says that the lowest rate tried is not at an
-    end of what was tried, `at_bottom` that it is the smallest tried. The interval (10 % to 90 %)
-    comes from resampling the seeds.
+    end of what was tried, `at_bottom` that it is the smallest tried, `level` that it is at an end
+    but hardly lower than its neighbour. The interval (10 % to 90 %) comes from resampling seeds.
     """
     octaves = sorted(losses)
     means = [_mean(losses[octave]) for octave in octaves]
@@ -60,7 +68,9 @@ def minimum(losses: Losses) -> Minimum:
             spots.append(_lowest(octaves, [_mean([losses[o][s] for s in chosen]) for o in octaves]))
         spots.sort()
     low, high = (spots[round(share * (len(spots) - 1))] for share in _INTERVAL)
-    return Minimum(best, min(low, best), max(high, best), inside, at_bottom=index == 0)
+    neighbour = means[1 if index == 0 else index - 1]
+    level = not inside and neighbour <= (1 + TOLERANCE) * means[index] < math.inf
+    return Minimum(best, min(low, best), max(high, best), inside, index == 0, level)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -110,7 +120,7 @@ class Posterior:
         """Takes in where runs of `steps` were lowest."""
         spread = OCTAVE_NOISE / math.sqrt(seeds)
         if not lowest.inside:
-            spread = 1.0
+            spread = END_NOISE
         self._seen.append((math.log2(steps), lowest.octave, 1 / spread**2))
 
     def octave(self, steps: float) -> float:

@@ -246,15 +246,15 @@ class _Search:
     def decide(self, posterior: "Posterior") -> None:
         """The pick for the whole run, and the interval."""
         found, total = self.found, self.laboratory.total_steps
-        bracketed = [(steps, lowest) for steps, lowest in found.minima if lowest.inside]
-        if not bracketed:
+        usable = [(steps, lowest) for steps, lowest in found.minima if lowest.usable]
+        if not usable:
             steps, lowest = found.minima[-1]
             found.reason = (
                 f"in runs of {steps} steps the loss was lowest at the end of what was tried, "
                 f"{2**lowest.octave:.2e}; the best rate lies beyond it"
             )
             return
-        steps, lowest = bracketed[-1]
+        steps, lowest = usable[-1]
         octave, doubt = posterior.octave(total), posterior.doubt(total)
         found.lr = _two_digits(2**octave)
         found.interval = (_two_digits(2 ** (octave - doubt)), _two_digits(2 ** (octave + doubt)))

@@ -23,7 +23,7 @@ from gpt.plan import Plan
 from gpt.schedule import build_scheduler
 from gpt.step import NonFiniteError, evaluate, train_step
 
-# A training whose loss is this far above its first one, in nats, is not coming back.
+# A ramp whose loss is this far above its first one, in nats, has seen enough.
 LOST_NATS = 1.0
 # Fewer validation tokens than this tell one rate from another too badly.
 MIN_EVAL_TOKENS = 1024
@@ -122,7 +122,7 @@ class Laboratory:
             training.scheduler = LambdaLR(
                 training.optimizer, lambda step: ratio ** (step / max(1, steps - 1))
             )
-            losses = self._train(training, steps, seed)
+            losses = self._train(training, steps, seed, until_lost=True)
         rates = [low * ratio ** (step / max(1, steps - 1)) for step in range(len(losses))]
         return rates, Trial(high, seed, tuple(losses), losses[-1] if losses else math.inf)
 
@@ -145,8 +145,13 @@ class Laboratory:
             data_fingerprint=self._data.fingerprint,
         )
 
-    def _train(self, training: Training, steps: int, seed: int) -> list[float]:
-        """The losses of up to `steps` steps; fewer where the training broke down."""
+    def _train(
+        self, training: Training, steps: int, seed: int, *, until_lost: bool = False
+    ) -> list[float]:
+        """The losses of up to `steps` steps; fewer where it broke or, if asked for, is lost.
+
+        A training with a schedule may come back from a spike; one whose rate only rises will not.
+        """
         config = training.config
         batches = Batches(self._data.train, config.model.context_len, config.train.batch_size, seed)
         losses: list[float] = []
@@ -162,7 +167,7 @@ class Laboratory:
                 skipped += 1
                 continue
             losses.append(result.loss)
-            if result.loss > losses[0] + LOST_NATS:
+            if until_lost and result.loss > losses[0] + LOST_NATS:
                 break
         return losses
 
