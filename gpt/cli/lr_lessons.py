@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "lessons, with the chapter's sections:",
             *rows,
             "",
-            "Each prints what it measured and writes NAME.png. The tiny GPTs in them are trained "
-            "on",
-            "the spot, on Python's own library; nothing is downloaded, nothing else is left "
-            "behind.",
-            "All of them take one to two minutes on two CPU cores.",
+            "Each prints what it measured and writes NAME.png. The tiny GPTs in them are trained",
+            "on the spot, on Python's own library; nothing is downloaded, nothing else is left",
+            "behind. All of them take about two minutes on two CPU cores.",
         ]
     )
     add = parser.add_argument
@@ -44,19 +43,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
     """Teaches one lesson or all; the text goes to stdout, the progress to stderr."""
     assert not overrides, "gpt-lr refuses them for commands without a config"
     names, language = chosen_lessons(arguments.name), chosen_language(arguments.language)
-    out: Path = arguments.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out: {out} cannot be made a folder: {error.strerror}; name another one"
-        ) from None
+    out = writable_folder(arguments.out)
 
-    from gpt.device import set_threads
     from gpt.lr.lessons import teach
     from gpt.lr.lessons.picture import label_language
 
-    set_threads()
     if label_language(language) != language:
         say(
             "提示:本机没有 matplotlib 可用的中文字体(如 Noto Sans CJK SC),图中标注用英文,文字仍为"
@@ -65,6 +56,19 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
     for number, name in enumerate(names, start=1):
         say(f"lesson {number}/{len(names)}  {heading(name, language)}")
         print(*teach(name, out, language), "", sep="\n", flush=True)
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made if need be; raises UserError before any work if pictures cannot go there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out: {path} cannot be made a folder: {error.strerror}; name another one"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--out: {path} cannot be written to; name another folder")
+    return path
 
 
 def chosen_lessons(name: str | None) -> list[str]:

@@ -43,9 +43,11 @@ def teach(name: str, folder: Path, language: Language) -> list[str]:
     cannot be written; never leaves half of one.
     """
     from gpt.lr.lessons.picture import font_for, label_language, save_picture
+    from gpt.lr.lessons.side_by_side import one_thread
 
     lesson = import_module(f"gpt.lr.lessons.{name.replace('-', '_')}")
-    numbers = lesson.measure()
+    with one_thread():
+        numbers = lesson.measure()
     labels, picture = label_language(language), folder / f"{name}.png"
     with font_for(labels):
         save_picture(lesson.draw(numbers, labels), picture)

@@ -203,6 +203,7 @@ def explain(result: Batch, language: Language) -> list[str]:
     batches = list(result.losses["sgd"])
     best = {name: ", ".join(f"{result.best(name, size):.2g}" for size in batches) for name in NAMES}
     gpt_batches = list(result.runs["sgd"])
+    n_seeds = len(next(iter(result.runs["sgd"][gpt_batches[0]].values())))
     gpt_best = {
         name: ", ".join(f"{result.gpt_best(name, size):.2g}" for size in gpt_batches)
         for name in NAMES
@@ -226,10 +227,12 @@ def explain(result: Batch, language: Language) -> list[str]:
         (
             f"The tiny GPT, batch {_listed(gpt_batches)}, always the same text. Best rate with SGD:"
             f" {gpt_best['sgd']} (exponent {gpt_exponents['sgd']}); with Adam: {gpt_best['adam']} "
-            f"({gpt_exponents['adam']}).",
+            f"({gpt_exponents['adam']}). Rough figures, from {n_seeds} seeds: the curves are flat "
+            "around their minimum, and a young GPT's gradient is not all noise.",
             f"小 GPT,批量 {_listed(gpt_batches)},文本总量始终相同。SGD 的最佳学习率:"
             f"{gpt_best['sgd']}(指数 {gpt_exponents['sgd']});Adam:"
-            f"{gpt_best['adam']}({gpt_exponents['adam']})。",
+            f"{gpt_best['adam']}({gpt_exponents['adam']})。这是 {n_seeds} 个种子得出的粗略数字:曲线"
+            "在最低点附近很平,而且刚开始训练的 GPT,梯度并不全是噪声。",
         ),
         (
             f"SGD's loss at rates of {SAME_RATIO:g} × batch, {same}: nearly the same while the "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gpt.config import OptimizerConfig, ScheduleConfig
 from gpt.lr.lessons.picture import INK, VERMILION, legend, new_figure, tidy
-from gpt.lr.lessons.tiny import build_tiny, loss_on, one_thread, tiny_config, train_tiny, val_batch
+from gpt.lr.lessons.tiny import build_tiny, loss_on, tiny_config, train_tiny, val_batch
 from gpt.lr.lessons.words import Language, paragraphs, pick
 from gpt.model import GPT, count_parameters
 
@@ -140,7 +140,6 @@ def _extent(values: Tensor, n: int) -> Tensor:
     return torch.arange(-n_below, n - n_below) * step
 
 
-@one_thread()
 def evaluate_plane(
     model: GPT, axes: Tensor, grid: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]
 ) -> Plane:

@@ -176,9 +176,10 @@ def explain(result: OneStep, language: Language) -> list[str]:
         ),
         (
             "The gradients that 17.4.1 prints are below ε. By that formula they make steps of "
-            f"{theirs}: the fifth decimal and beyond, not the 1e-4 that its weights show.",
-            f"17.4.1 打印的梯度小于 ε。按这个公式,它们的步长是 {theirs}:在第五位小数以后,而不是书中"
-            "权重显示的 1e-4。",
+            f"{theirs}: the fifth decimal and beyond, though two of the three weights that it "
+            "prints change in the fourth.",
+            f"17.4.1 打印的梯度小于 ε。按这个公式,它们的步长是 {theirs}:从第五位小数起,而书中三个权"
+            "重有两个变在第四位。",
         ),
     )
 

@@ -1,5 +1,6 @@
 """Many tiny runs at once, a process for each core; the results are those of one after another."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,18 +13,36 @@ import torch
 from tqdm import tqdm
 
 from gpt.config import Config
+from gpt.device import physical_cores
 from gpt.lr.lessons.tiny import Run, run_tiny
 
 T = TypeVar("T")
 MAX_PROCESSES = 8  # each holds some 400 MB
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products as small as the lessons' only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def n_cores() -> int:
+    """Cores to use: what OMP_NUM_THREADS says, else all."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else physical_cores()
+
+
 def run_all(configs: Sequence[Config], name: str) -> list[Run]:
-    """Trains each config, in as many processes as torch may use threads; one alone trains here.
+    """Trains each config, in a process for each core; without a second core, here.
 
     Shows a progress bar on a terminal. An interruption ends it once the runs under way are over.
     """
-    n_processes = min(torch.get_num_threads(), MAX_PROCESSES, len(configs))
+    n_processes = min(n_cores(), MAX_PROCESSES, len(configs))
     if n_processes == 1:
         return [run_tiny(config) for config in _shown(configs, name)]
     with ProcessPoolExecutor(

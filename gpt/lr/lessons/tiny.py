@@ -5,8 +5,7 @@ The text is a part of the interpreter's own library, read into memory. Nothing i
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,18 +149,6 @@ def build_tiny(config: Config) -> Training:
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tiny products only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
 def train_tiny(training: Training, after_step: Callable[[int], None] | None = None) -> Run:
     """Trains to the end of the schedule; `after_step` is told how many steps are done."""
     config = training.config

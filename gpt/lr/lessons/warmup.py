@@ -110,9 +110,9 @@ def explain(result: Warmup, language: Language) -> list[str]:
         ),
         (
             "So 17.6.4 is right about the large rate; the warmup's worth is that it lets the "
-            "network bear a higher one. At low rates it only costs steps.",
+            "network bear a higher one. At low rates it brings nothing.",
             "所以 17.6.4 关于大学习率的说法是对的;warmup 的价值在于让网络承受更高的学习率。学习率"
-            "低时,它只是多花步数。",
+            "低时,它没有好处。",
         ),
     )
 
