@@ -36,13 +36,13 @@ SMALL = {
     "regimes": {"n_steps": 12, "rates": (1e-4, 1e-2, 3.0)},
     "landscape": {"n_steps": 60, "grid": 5, "val_tokens": 256},
     "optimizers": {"n_steps": 4, "ravine_steps": 200, "n_rates": 2},
-    "decay": {"n_steps": 1000, "n_weights": 100, "gpt_steps": 20},
+    "decay": {"n_steps": 1000, "n_weights": 80, "gpt_steps": 20},
     "schedules": {"total_steps": 2000, "warmup_steps": 100, "shape_steps": 100},
     "warmup": {"n_steps": 8, "rates": (2e-3, 4e-3), "seeds": (1,)},
     "batch": {
         "samples": 4096,
         "batches": (16, 64, 256),
-        "n_copies": 32,
+        "n_copies": 24,
         "sequences": 32,
         "gpt_batches": (4, 8),
         "seeds": (1,),
@@ -56,6 +56,8 @@ def numbers() -> dict[str, object]:
     """Every lesson's numbers, measured once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "GPT_RATES", {"sgd": (0.04, 0.08), "adam": (1e-3, 4e-3)})
+        patch.setattr(optimizers, "RAVINE_RATES", optimizers.RAVINE_RATES[::2])
+        patch.setattr(batch, "ADAM_RATES", batch.ADAM_RATES[2:])
         return {name: MODULES[name].measure(**settings) for name, settings in SMALL.items()}
 
 
