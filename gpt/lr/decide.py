@@ -13,7 +13,7 @@ from itertools import pairwise
 # 2024 (arXiv:2409.19913) fit 0.32 over token horizons of large models. From very short runs of
 # small ones it falls faster, and faster still without the normalised q and k that make a high rate
 # bearable; muon's falls less, adafactor's more. Measured: docs/lr-find.md.
-_POWER_WITH_QK_NORM, _POWER_WITHOUT = 0.45, 0.58
+_POWER_WITH_QK_NORM, _POWER_WITHOUT = 0.45, 0.50
 _POWER_OF = {"muon": 0.25, "adafactor": 0.65}
 # How far that power was from run to run.
 HORIZON_SPREAD = 0.1

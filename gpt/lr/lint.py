@@ -72,7 +72,7 @@ def _floor_above_peak(config: Config, plan: Plan, facts: Facts) -> Iterator[Find
                 f"the floor min_lr {floor:g} is above the peak {key.partition('.')[2]} {peak:g}: "
                 "the rate would rise to the end",
                 f"--schedule.min_lr {peak / 10:g}",
-                "Hoffmann et al. 2022 (Chinchilla), section 3.1: decay to a tenth of the peak",
+                "Touvron et al. 2023 (LLaMA), section 2.3: a final rate of a tenth of the peak",
             )
 
 
