@@ -99,7 +99,9 @@ def test_text_that_teaches_nothing_is_no_answer(make_config: ConfigMaker, tmp_pa
     config = make_config(data__source=str(noise), tokenizer__kind="chars", train__max_steps="200")
     found = find(config, open_data(config, progress=False), budget_steps=100)
     assert found.lr is None
-    assert "did not fall" in found.reason or "lies beyond" in found.reason
+    assert any(
+        words in found.reason for words in ("did not fall", "lies beyond", "no rate brought")
+    )
 
 
 def frozen(training: Training) -> list[torch.Tensor]:

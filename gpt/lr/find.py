@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt.config import Config
 from gpt.data import TokenData
 from gpt.lr.bracket import Bracket, read_ramp
-from gpt.lr.decide import Minimum, Posterior, horizon_power, minimum
+from gpt.lr.decide import TOLERANCE, Minimum, Posterior, horizon_power, minimum
 from gpt.lr.trial import Laboratory, Trial
 
 # A ramp over six decades; SGD's rates are larger, since nothing divides them by the gradient.
@@ -255,6 +255,14 @@ class _Search:
             )
             return
         steps, lowest = usable[-1]
+        trials = found.rounds[-1][1]
+        start = max(trial.losses[0] for trial in trials if trial.losses)
+        if min(trial.loss for trial in trials) > (1 - TOLERANCE) * start:
+            found.reason = (
+                f"no rate brought the loss of {start:.2f} down by {TOLERANCE:.0%} in "
+                f"{found.rounds[-1][0]} steps: check the data, or give a larger --budget"
+            )
+            return
         octave, doubt = posterior.octave(total), posterior.doubt(total)
         found.lr = _two_digits(2**octave)
         found.interval = (_two_digits(2 ** (octave - doubt)), _two_digits(2 ** (octave + doubt)))
