@@ -132,6 +132,19 @@ def dump_config(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def free_copy(wish: Path, config: Path, ending: str) -> Path:
+    """Where `--apply` writes a changed config: `wish`, or beside it if that is empty (`Path()`).
+
+    Raises UserError for a file that is there already, and for a folder that is not.
+    """
+    target = config.with_name(f"{config.stem}-{ending}.yaml") if wish == Path() else wish
+    if target.exists():
+        raise UserError(f"--apply: {target} is there already; name another file, or remove it")
+    if not target.parent.is_dir():
+        raise UserError(f"--apply: the folder {target.parent} does not exist; make it first")
+    return target
+
+
 def _quoted(value: object) -> str:
     """JSON, with the characters that YAML forbids or takes for line ends as YAML's escapes."""
     text = json.dumps(value, ensure_ascii=False)

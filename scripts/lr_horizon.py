@@ -9,15 +9,21 @@ logarithm between a length and T.
 Resumable as lr_regret.py is, whose cases are others; `--table` prints the results as Markdown.
 """
 
-import argparse
 import math
-import tempfile
-from pathlib import Path
 
-from lr_regret import ADAM, DIVERGED, GPT2, LLAMA, MUON, SGD, Ledger, case, read_case
+from lr_regret import (
+    ADAM,
+    DIVERGED,
+    GPT2,
+    LLAMA,
+    MUON,
+    SGD,
+    Ledger,
+    case,
+    chosen_cases,
+    parser,
+)
 
-from gpt.data import open_data
-from gpt.device import keep_freed_memory, set_threads
 from gpt.lr.decide import minimum
 from gpt.lr.trial import Laboratory
 
@@ -79,32 +85,18 @@ def table(ledger: Ledger) -> list[str]:
 
 def main() -> None:
     """Runs what is missing, or prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--case", action="append", choices=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("lr-horizon.jsonl"))
-    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, CASES, "lr-horizon.jsonl").parse_args()
     ledger = Ledger(arguments.out)
     if arguments.table:
         print("\n".join(table(ledger)))
         return
-    texts = {"python": "python-stdlib", **dict(text.split("=", 1) for text in arguments.text)}
-    set_threads()
-    keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.case or list(CASES):
-            config = read_case(CASES[name], texts, folder)
-            if config is None:
-                continue
-            laboratory = Laboratory(config, open_data(config, progress=False))
-            start = START.get(config.optimizer.name, -7.0)
-            for share in reversed(SHARES):
-                steps = max(5, round(laboratory.total_steps / share))
-                walk(laboratory, ledger, name, steps, start)
-            print(name, flush=True)
+    for name, config, data in chosen_cases(arguments, CASES):
+        laboratory = Laboratory(config, data)
+        start = START.get(config.optimizer.name, -7.0)
+        for share in reversed(SHARES):
+            steps = max(5, round(laboratory.total_steps / share))
+            walk(laboratory, ledger, name, steps, start)
+        print(name, flush=True)
 
 
 if __name__ == "__main__":

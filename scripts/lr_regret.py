@@ -254,34 +254,47 @@ def table(ledger: Ledger) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Runs what is missing, or prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def parser(description: str | None, cases: dict[str, str], out: str) -> argparse.ArgumentParser:
+    """The options that the experiments of the finder share."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--case", action="append", choices=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("lr-regret.jsonl"))
-    parser.add_argument("--grid-only", action="store_true", help="only the grid, no finder")
-    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
-    arguments = parser.parse_args()
-    ledger = Ledger(arguments.out)
-    if arguments.table:
-        print("\n".join(table(ledger)))
-        return
+    options.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
+    options.add_argument("--case", action="append", choices=list(cases))
+    options.add_argument("--out", type=Path, default=Path(out))
+    options.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    return options
+
+
+def chosen_cases(
+    arguments: argparse.Namespace, cases: dict[str, str]
+) -> Iterator[tuple[str, Config, TokenData]]:
+    """The cases that were asked for and whose text was given, ready to train on one thread."""
     texts = {"python": "python-stdlib", **dict(text.split("=", 1) for text in arguments.text)}
     set_threads()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.case or list(CASES):
-            config = read_case(CASES[name], texts, folder)
-            if config is None:
-                continue
-            grid = Grid(name, config, open_data(config, progress=False), ledger)
-            if arguments.grid_only:
-                print(name, *grid.best(), flush=True)
-            else:
-                compare(name, grid)
+        for name in arguments.case or list(cases):
+            config = read_case(cases[name], texts, folder)
+            if config is not None:
+                yield name, config, open_data(config, progress=False)
+
+
+def main() -> None:
+    """Runs what is missing, or prints the table."""
+    options = parser(__doc__, CASES, "lr-regret.jsonl")
+    options.add_argument("--grid-only", action="store_true", help="only the grid, no finder")
+    arguments = options.parse_args()
+    ledger = Ledger(arguments.out)
+    if arguments.table:
+        print("\n".join(table(ledger)))
+        return
+    for name, config, data in chosen_cases(arguments, CASES):
+        grid = Grid(name, config, data, ledger)
+        if arguments.grid_only:
+            print(name, *grid.best(), flush=True)
+        else:
+            compare(name, grid)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import Override, dump_config, load_config
+from gpt.configfile import Override, dump_config, free_copy, load_config
 from gpt.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
 
     config = load_config(arguments.config, overrides)
     budget = parse_budget(arguments.budget)
-    target = _target(arguments.apply, arguments.config)
+    target = None
+    if arguments.apply is not None:
+        target = free_copy(arguments.apply, arguments.config, "found")
     out = arguments.out or Path(config.run.dir) / f"{config.run.name}-lr-find"
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder")
@@ -110,16 +112,6 @@ def _write(found: "Found", name: str, answer: dict[str, Any], out: Path) -> None
         raise UserError(
             f"--out: {out} cannot be written: {error.strerror}; name another folder"
         ) from None
-
-
-def _target(wish: Path | None, config: Path) -> Path | None:
-    """Where --apply writes; None without it."""
-    if wish is None:
-        return None
-    target = config.with_name(f"{config.stem}-found.yaml") if wish == Path() else wish
-    if target.exists():
-        raise UserError(f"--apply: {target} is there already; remove it, or name another file")
-    return target
 
 
 def _apply(config: "Config", found: "Found", target: Path) -> None:

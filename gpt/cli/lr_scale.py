@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import Override, dump_config, load_config
+from gpt.configfile import Override, dump_config, free_copy, load_config
 from gpt.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
         name: _number(f"--{name}", getattr(arguments, name))
         for name in ("batch", "width", "depth", "tokens")
     }
-    target = None if arguments.apply is None else _target(arguments.apply, arguments.config)
+    target = (
+        None if arguments.apply is None else free_copy(arguments.apply, arguments.config, "scaled")
+    )
 
     from gpt.lr.scale import scale
 
@@ -117,16 +119,6 @@ def _number(option: str, text: str | None) -> int | None:
             f"{option} {text}: not a whole number from 1 on; say for example {option} 64"
         )
     return int(text) if text.isdecimal() else int(number)
-
-
-def _target(wish: Path, config: Path) -> Path:
-    """The file to write: free, in a folder that is there."""
-    target = config.with_name(f"{config.stem}-scaled.yaml") if wish == Path() else wish
-    if target.exists():
-        raise UserError(f"--apply: {target} is there already; name another file, or remove it")
-    if not target.parent.is_dir():
-        raise UserError(f"--apply: the folder {target.parent} does not exist; make it first")
-    return target
 
 
 def _write(scaled: "Scaled", target: Path) -> None:

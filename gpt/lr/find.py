@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from statistics import median_high
 from typing import Any
 
 from torch import Tensor
@@ -215,8 +216,8 @@ class _Search:
         if not brackets:
             return None
         self.found.bracket = Bracket(
-            _middle([b.steepest for b in brackets]),
-            _middle([b.lowest for b in brackets]),
+            median_high(b.steepest for b in brackets),
+            median_high(b.lowest for b in brackets),
             min((b.broken for b in brackets if b.broken is not None), default=None),
         )
         return self.found.bracket
@@ -274,11 +275,6 @@ class _Search:
 
 def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
-
-
-def _middle(values: list[float]) -> float:
-    """The median."""
-    return sorted(values)[len(values) // 2]
 
 
 def _two_digits(rate: float) -> float:
