@@ -26,7 +26,9 @@ LAYERS = [
         "signals",
         "sampling",
     },
-    {"shards", "batches", "data", "optim", "decode", "generate", "plot"},
+    {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
+    | {"health.finding"},
+    {"foreign", "health.diagnose"},
     {"checkpoint"},
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
     {"lr.lint", "lr.lint_optimizer"},
@@ -40,7 +42,8 @@ LAYERS = [
     {"lr.find_plot", "lr.plan_files", "lr.sweep_plot", "lr.sweep"}
     | {f"lr.lessons.{name}" for name in LESSONS},
     {"lr.lessons"},
-    {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr"}
+    {"report"},
+    {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr", "cli.report"}
     | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

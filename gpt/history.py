@@ -1,0 +1,193 @@
+"""A run's log as columns: what was measured at each step, and what is known of the run besides.
+
+Judging it is `health`'s business; logs of other programs become a History in `foreign`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt.config import Config
+from gpt.configfile import load_config
+from gpt.errors import UserError
+from gpt.metrics import METRICS_NAME, Record, read_metrics
+
+Column = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one kind in the order of their steps, as columns of equal length.
+
+    `step` is always there. nan: not measured, or not a number; a train row's loss was measured.
+    """
+
+    columns: dict[str, Column]
+
+    @classmethod
+    def from_records(cls, records: Sequence[Record]) -> Table:
+        """Numbers of the records by name; nested ones as `name/inner`, texts are left out."""
+        rows = [_flat(record) for record in records]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return cls(
+            {name: np.array([row.get(name, math.nan) for row in rows], float) for name in names}
+            or {"step": np.empty(0)}
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns["step"])
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the column exists and holds any finite number."""
+        return name in self.columns and bool(np.isfinite(self.columns[name]).any())
+
+    def __getitem__(self, name: str) -> Column:
+        """The column; all nan where it was never measured."""
+        return self.columns.get(name, np.full(len(self), math.nan))
+
+    def until(self, step: float) -> Table:
+        """The rows up to and including a step."""
+        kept = self.columns["step"] <= step
+        return Table({name: values[kept] for name, values in self.columns.items()})
+
+    def named(self, prefix: str) -> dict[str, Column]:
+        """The columns `prefix/inner`, by their inner names."""
+        start = f"{prefix}/"
+        return {
+            name.removeprefix(start): values
+            for name, values in self.columns.items()
+            if name.startswith(start)
+        }
+
+
+@dataclass(frozen=True)
+class History:
+    """All that is known of a run.
+
+    Attributes:
+        name: how to call it.
+        source: what wrote the log: `gpt-train`, `csv`, `jsonl`, `nanogpt`, `trainer_state`,
+            `tensorboard`.
+        train: logged steps: step, loss (nats per token), and of lr, grad_norm, clipped_share,
+            update_ratio, tokens_per_s, time_s and so on what there is.
+        evals: evaluations: step, val_loss, and maybe val_bpb, train_loss.
+        layers: what was measured layer by layer, now and then: `update_ratio/blocks.0.attn.wq`.
+        events: what happened, with step and event, as it was written.
+        total_steps: the planned length; None where nobody knows.
+        vocab_size: the number of ids, where known: ln of it is the loss of a guess.
+        unigram_entropy: of the training tokens, nats per token: the loss of knowing frequencies.
+        finished: whether the log ends where the run was meant to end, or nobody knows better.
+        path: where it was read from.
+    """
+
+    name: str
+    source: str
+    train: Table
+    evals: Table
+    layers: Table
+    events: tuple[Record, ...] = ()
+    config: Config | None = None
+    total_steps: int | None = None
+    vocab_size: int | None = None
+    unigram_entropy: float | None = None
+    finished: bool = True
+    path: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything was written of."""
+        ends = [int(table["step"][-1]) for table in (self.train, self.evals) if len(table)]
+        return max(ends, default=0)
+
+    @cached_property
+    def start(self) -> Record:
+        """The event that a run of ours begins with: sizes, device, environment; empty if none."""
+        return next((event for event in self.events if event.get("event") == "run"), {})
+
+    @cached_property
+    def data_check(self) -> Record:
+        """What was found out about the text before the first step; empty if nothing."""
+        return next((event for event in self.events if event.get("event") == "data_check"), {})
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of a uniform guess, ln V; None where V is not known."""
+        return math.log(self.vocab_size) if self.vocab_size else None
+
+    def until(self, step: int) -> History:
+        """What was known when `step` had been logged; the same run, not yet finished."""
+        return History(
+            name=self.name,
+            source=self.source,
+            train=self.train.until(step),
+            evals=self.evals.until(step),
+            layers=self.layers.until(step),
+            events=tuple(event for event in self.events if event.get("step", 0) <= step),
+            config=self.config,
+            total_steps=self.total_steps,
+            vocab_size=self.vocab_size,
+            unigram_entropy=self.unigram_entropy,
+            finished=self.finished and step >= self.last_step,
+            path=self.path,
+        )
+
+
+def history_of(
+    records: Sequence[Record], config: Config | None = None, *, name: str = "run"
+) -> History:
+    """A History from the lines of a metrics.jsonl of ours."""
+    events = tuple(record for record in records if record.get("kind") == "event")
+    start = next((event for event in events if event.get("event") == "run"), {})
+    data_check = next((event for event in events if event.get("event") == "data_check"), {})
+    train = Table.from_records([r for r in records if r.get("kind") == "train"])
+    total = start.get("total_steps")
+    ended = any(event.get("event") == "end" for event in events)
+    last = int(train["step"][-1]) if len(train) else 0
+    return History(
+        name=name,
+        source="gpt-train",
+        train=train,
+        evals=Table.from_records([r for r in records if r.get("kind") == "eval"]),
+        layers=Table.from_records([r for r in records if r.get("kind") == "layers"]),
+        events=events,
+        config=config,
+        total_steps=total,
+        vocab_size=start.get("vocab_size"),
+        unigram_entropy=data_check.get("unigram_entropy"),
+        finished=ended or (total is not None and last >= total),
+    )
+
+
+def read_run(run: Path) -> History:
+    """The History of a run directory of ours; UserError if it is none, or has not begun."""
+    if not (run / METRICS_NAME).is_file():
+        raise UserError(
+            f"{run}: no {METRICS_NAME} there; give a run directory (runs/NAME) or a log file"
+        )
+    config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    history = history_of(read_metrics(run), config, name=run.resolve().name)
+    return History(**{**history.__dict__, "path": run})
+
+
+def _flat(record: Record) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, int | float):
+            flat[name] = float(value)
+        elif isinstance(value, dict):
+            flat |= {f"{name}/{inner}": number for inner, number in _flat(value).items()}
+    return flat
+
+
+def finite(steps: Column, values: Column) -> tuple[Column, Column]:
+    """Both columns without the rows whose value is not finite."""
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
