@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpt.checkpoint import Training, restore_checkpoint
 from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
@@ -66,26 +67,39 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     plan = Plan.from_config(config, total_steps)
     choices = choose(config, data.tokenizer.vocab_size, total_steps)
     seed_everything(config.run.seed)
-    model = GPT(config.model, data.tokenizer.vocab_size).to(choices.device)
-    optimizer = build_optimizer(model, config.optimizer, device=choices.device)
-    check_plan(plan, [group["lr"] for group in optimizer.param_groups])
-    n_parameters = count_parameters(model)
+    training = assemble(config, data, choices.device, choices.dtype)
+    check_plan(plan, [group["lr"] for group in training.optimizer.param_groups])
+    training.scheduler = build_scheduler(training.optimizer, plan)
+    n_parameters = count_parameters(training.model)
     lines = describe(config, data, plan, n_parameters) + choices.lines
     for line in lines + lint_lines(config, plan, facts_of(n_parameters, data, choices.device)):
         say(line)
     if choices.compile:
-        model.compile()
-    training = Training(
+        training.model.compile()
+    return training, plan
+
+
+def assemble(config: Config, data: TokenData, device: torch.device, dtype: torch.dtype) -> Training:
+    """A fresh model with its optimizer, drawn from torch's generators as they are.
+
+    Every rate stays at its peak until the caller puts a scheduler of its own in.
+    """
+    model = GPT(config.model, data.tokenizer.vocab_size).to(device)
+    optimizer = build_optimizer(model, config.optimizer, device=device)
+    return Training(
         config=config,
         tokenizer=data.tokenizer,
         model=model,
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, plan),
-        scaler=grad_scaler(choices.device, choices.dtype),
-        dtype=choices.dtype,
+        scheduler=LambdaLR(optimizer, _peak),
+        scaler=grad_scaler(device, dtype),
+        dtype=dtype,
         data_fingerprint=data.fingerprint,
     )
-    return training, plan
+
+
+def _peak(step: int) -> float:
+    return 1.0
 
 
 def continue_or_start(run: Path, training: Training, plan: Plan) -> bool:

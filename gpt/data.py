@@ -36,6 +36,7 @@ __all__ = [
     "TokenData",
     "cached_data",
     "eval_batches",
+    "kept_data",
     "make_tokenizer",
     "open_data",
     "open_folder",
@@ -115,6 +116,17 @@ def cached_data(config: Config) -> TokenData | None:
         return None
     _check_lengths(config, data.train.n_tokens, data.val.n_tokens)
     return data
+
+
+def kept_data(config: Config) -> TokenData | None:
+    """The shards that lie there for the config, whole, though the text may have changed since.
+
+    None where there are none or they are damaged; builds and writes nothing.
+    """
+    try:
+        return open_folder(_folder(config))
+    except (UserError, OSError):
+        return None
 
 
 def open_folder(folder: Path) -> TokenData:

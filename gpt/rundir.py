@@ -77,7 +77,7 @@ def check_run(config: Config, resume: Resume) -> None:
     path = run_path(config)
     if path.exists() and not path.is_dir():
         raise UserError(f"run.name: {path} is a file; choose another --run.name")
-    started = _checkpoint_folders(path)
+    started = checkpoint_folders(path)
     if resume == "must" and not started:
         raise UserError(
             f"--resume must: {path} holds no checkpoint; check --run.name, or --resume auto"
@@ -116,9 +116,14 @@ def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     return changed
 
 
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Published checkpoints, oldest first; temporary ones have other names."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8 + "*"))
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole; a damaged one is named loudly and passed over."""
-    for folder in reversed(_checkpoint_folders(run)):
+    for folder in reversed(checkpoint_folders(run)):
         try:
             verify_checkpoint(folder)
         except CheckpointError as error:
@@ -141,7 +146,7 @@ def find_checkpoint(run: Path | None, checkpoint: Path | None, runs: Path = Path
             )
         return checkpoint
     if run is None:
-        found = [path for path in runs.glob("*") if _checkpoint_folders(path)]
+        found = [path for path in runs.glob("*") if checkpoint_folders(path)]
         if not found:
             raise UserError(f"no run with a checkpoint under {runs}; train one, or give --run DIR")
         run = max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
@@ -185,18 +190,13 @@ def start_afresh(run: Path, config: Config) -> None:
     truncate_after(run, -1)
 
 
-def _checkpoint_folders(run: Path) -> list[Path]:
-    """Published checkpoints, oldest first; temporary ones have other names."""
-    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8 + "*"))
-
-
 def _best_folder(run: Path) -> Path | None:
     try:
         name = json.loads((run / "checkpoints" / "best.json").read_text())["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     folder = run / "checkpoints" / Path(str(name)).name
-    return folder if folder in _checkpoint_folders(run) else None
+    return folder if folder in checkpoint_folders(run) else None
 
 
 def _write_best(run: Path, progress: Progress) -> None:
@@ -216,7 +216,7 @@ def _remove_if_unused(run: Path) -> None:
 
 def _retain(run: Path, keep: int, progress: Progress) -> None:
     """Drops all but the newest `keep` and the best. Newer ones than this step are superseded."""
-    folders = _checkpoint_folders(run)
+    folders = checkpoint_folders(run)
     now = f"step-{progress.step:08d}"
     best = f"step-{progress.best_step:08d}" if progress.best_step is not None else None
     past = [folder for folder in folders if folder.name <= now]

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt.build import choose
+from gpt.build import assemble, choose
 from gpt.checkpoint import Training
 from gpt.config import Config
 from gpt.data import Batches, TokenData
-from gpt.device import grad_scaler, rng_state, seed_everything, set_rng_state
+from gpt.device import rng_state, seed_everything, set_rng_state
 from gpt.lr.rates import with_lr
-from gpt.model import GPT
-from gpt.optim import build_optimizer
 from gpt.plan import Plan
 from gpt.schedule import build_scheduler
 from gpt.step import NonFiniteError, evaluate, train_step
@@ -129,21 +127,10 @@ class Laboratory:
     def _training(self, config: Config, seed: int) -> Training:
         """A model at its start, with its optimizer; the schedule is the caller's."""
         seed_everything(seed)
-        model = GPT(config.model, self._data.tokenizer.vocab_size)
+        training = assemble(config, self._data, self._choices.device, self._choices.dtype)
         if self._weights is not None:
-            model.load_state_dict(self._weights)
-        model.to(self._choices.device)
-        optimizer = build_optimizer(model, config.optimizer, device=self._choices.device)
-        return Training(
-            config=config,
-            tokenizer=self._data.tokenizer,
-            model=model,
-            optimizer=optimizer,
-            scheduler=LambdaLR(optimizer, _one),
-            scaler=grad_scaler(self._choices.device, self._choices.dtype),
-            dtype=self._choices.dtype,
-            data_fingerprint=self._data.fingerprint,
-        )
+            training.model.load_state_dict(self._weights)
+        return training
 
     def _train(
         self, training: Training, steps: int, seed: int, *, until_lost: bool = False
@@ -175,10 +162,6 @@ class Laboratory:
         self.steps += steps
         if self._on_cost is not None:
             self._on_cost(steps)
-
-
-def _one(step: int) -> float:
-    return 1.0
 
 
 def starting_weights(model: nn.Module) -> dict[str, Tensor]:
