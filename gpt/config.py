@@ -286,6 +286,12 @@ class ScheduleConfig(Section):
         description="chapter: T_max, steps from the peak to the floor; null: all steps of the run, "
         "as the chapter has it, so that the floor is not reached",
     )
+    restart_step: Int | None = Field(
+        None,
+        ge=1,
+        description="step of a run at which its schedule began anew, with its warmup and its shape "
+        "over what was left; filled in by --rate rewarm. null: step 0",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -399,12 +405,19 @@ class Config(Section):
             limits.append(math.ceil(train.max_epochs * epoch_tokens / self.tokens_per_step))
         return max(1, min(limits))
 
+    def schedule_steps(self, total_steps: int) -> int:
+        """Steps that the schedule has in a run of `total_steps`: those after its restart, if any.
+
+        0 or less where the run ends before that.
+        """
+        return total_steps - (self.schedule.restart_step or 0)
+
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of the warmup in a run of `total_steps`."""
         if self.schedule.warmup_steps is not None:
             return self.schedule.warmup_steps
         assert self.schedule.warmup_fraction is not None
-        return round(total_steps * self.schedule.warmup_fraction)
+        return round(self.schedule_steps(total_steps) * self.schedule.warmup_fraction)
 
     def decay_steps(self, total_steps: int) -> int:
         """Steps of wsd's tail in a run of `total_steps`."""
@@ -412,10 +425,11 @@ class Config(Section):
             return self.schedule.decay_steps
         fraction, warmup_fraction = self.schedule.decay_fraction, self.schedule.warmup_fraction
         assert fraction is not None
-        steps = round(total_steps * fraction)
+        available = self.schedule_steps(total_steps)
+        steps = round(available * fraction)
         if warmup_fraction is not None and warmup_fraction + fraction <= 1:
             # Both rounded up could be a step too many.
-            steps = min(steps, total_steps - self.warmup_steps(total_steps))
+            steps = min(steps, available - self.warmup_steps(total_steps))
         return max(1, steps)
 
     @property
@@ -560,20 +574,29 @@ def _floor_contradictions(config: Config) -> Iterator[Contradiction]:
 def schedule_problems(config: Config, total_steps: int) -> Iterator[Contradiction]:
     """What is wrong with the schedule of a run of `total_steps`."""
     yield from _floor_contradictions(config)
+    steps, restart = config.schedule_steps(total_steps), config.schedule.restart_step
+    if restart is not None and steps < 1:
+        yield Contradiction(
+            ("schedule.restart_step", "train.max_steps"),
+            f"the schedule cannot begin anew at step {restart} of a run of {total_steps} steps; "
+            "train longer, or set restart_step to null",
+        )
+        return
+    where = f"a run of {steps}" if restart is None else f"the {steps} steps from {restart} on"
     warmup, cycles = config.warmup_steps(total_steps), config.schedule.cycles
-    rest = total_steps - warmup
+    rest = steps - warmup
     if rest < 0:
         yield Contradiction(
             ("schedule.warmup_steps", "train.max_steps"),
-            f"a warmup of {warmup} steps does not fit into a run of {total_steps}; "
-            f"lower it to at most {total_steps} (1-5 % is usual), or train longer",
+            f"a warmup of {warmup} steps does not fit into {where}; "
+            f"lower it to at most {steps} (1-5 % is usual), or train longer",
             lint="warmup_too_long",
         )
     elif config.schedule.name == "wsd" and (decay := config.decay_steps(total_steps)) > rest:
         yield Contradiction(
             ("schedule.decay_steps", "schedule.warmup_steps", "train.max_steps"),
-            f"a warmup of {warmup} and a tail of {decay} steps do not fit into a run of "
-            f"{total_steps}; shorten one of them, or train longer",
+            f"a warmup of {warmup} and a tail of {decay} steps do not fit into {where}; "
+            "shorten one of them, or train longer",
         )
     elif config.schedule.name == "cosine_restarts" and 0 < rest < 2 * cycles and cycles > 1:
         yield Contradiction(

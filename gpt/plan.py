@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from gpt.config import Config, ScheduleName, schedule_problems
@@ -15,6 +16,9 @@ class Plan:
     Step 0 is the first update. The warmup rises in a line from `start_factor` to the peak, which
     step `warmup_steps` uses; then the shape falls to `floor_ratio`, which the last step uses.
     Steps past the end keep the last rate, or the floor where that is lower.
+
+    A schedule that begins anew in the middle of a run has an `origin`: all its lengths count from
+    there, and the steps before it are another plan's.
 
     A plan is arithmetic only: a warmup longer than the run is cut off at its end, and a floor above
     the peak is risen to. `from_config` refuses such plans unless it is told not to.
@@ -34,6 +38,7 @@ class Plan:
         cosine_steps: chapter: steps from the peak to the floor; None: as many as the run has.
         floor_rate: chapter: the floor as one rate for every group, in place of `floor_ratio`; a
             group whose peak is below it rises.
+        origin: the step of the run that is the schedule's first.
     """
 
     name: ScheduleName
@@ -47,12 +52,19 @@ class Plan:
     cycles: int = 4
     cosine_steps: int | None = None
     floor_rate: float | None = None
+    origin: int = 0
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that no schedule can have."""
         tail, cosine, floor = self.decay_steps, self.cosine_steps, self.floor_ratio
         checks = [
             ("train.max_steps", self.total_steps, self.total_steps >= 1, "at least 1"),
+            (
+                "schedule.restart_step",
+                self.origin,
+                self.origin == 0 or 0 < self.origin < self.total_steps,
+                f"null, or before the end of the run, {self.total_steps}",
+            ),
             ("schedule.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             ("schedule.start_factor", self.start_factor, 0 < self.start_factor <= 1, "in (0, 1]"),
             ("schedule.min_lr / lr", floor, 0 <= floor < math.inf, "0 or more"),
@@ -94,7 +106,18 @@ class Plan:
             cycles=schedule.cycles,
             cosine_steps=schedule.cosine_steps,
             floor_rate=config.min_lr if schedule.name == "chapter" else None,
+            origin=schedule.restart_step or 0,
         )
+
+    @property
+    def steps(self) -> int:
+        """Steps that the schedule has: all of the run, or those from its origin on."""
+        return self.total_steps - self.origin
+
+    @cached_property
+    def rebased(self) -> "Plan":
+        """The same schedule with its own first step as step 0."""
+        return replace(self, total_steps=self.steps, origin=0) if self.origin else self
 
     def rate(self, step: int, peak: float) -> float:
         """The rate that a step uses in a group whose peak is `peak`: the closed form."""
@@ -106,8 +129,10 @@ class Plan:
         The group's `peak` matters only where the chapter's `floor_rate` is given; without it the
         share is that of a group whose floor is `floor_ratio`.
         """
-        if step < 0:
-            raise ValueError(f"step {step} is before the first, which is 0")
+        if step < self.origin:
+            raise ValueError(f"step {step} is before the first, which is {self.origin}")
+        if self.origin:
+            return self.rebased.factor(step - self.origin, peak)
         floor = self.floor_ratio
         if self.name == "chapter" and self.floor_rate is not None and peak is not None:
             floor = self.floor_rate / peak
@@ -163,15 +188,20 @@ class Plan:
         return math.sin(math.pi / 2 * left) ** 2
 
     @property
+    def warmup_end(self) -> int:
+        """The step that is the first at the peak, where the run gets there."""
+        return self.origin + self.warmup_steps
+
+    @property
     def tail_start(self) -> int:
         """wsd: the first step of the tail, which is the first below the peak."""
-        tail = max(1, round(self.total_steps / 5)) if self.decay_steps is None else self.decay_steps
-        return max(self.warmup_steps, self.total_steps - tail)
+        tail = max(1, round(self.steps / 5)) if self.decay_steps is None else self.decay_steps
+        return self.origin + max(self.warmup_steps, self.steps - tail)
 
     @property
     def t_max(self) -> int:
         """chapter: the cosine's `T_max`."""
-        return self.total_steps if self.cosine_steps is None else self.cosine_steps
+        return self.steps if self.cosine_steps is None else self.cosine_steps
 
     def _cycle(self, step: int) -> tuple[int, int]:
         """cosine_restarts: the first step and the end of the cosine that a step is in."""
@@ -182,6 +212,9 @@ class Plan:
 
     def cycle_bounds(self) -> list[tuple[int, int]]:
         """cosine_restarts: the first step and the end of each cosine, in order."""
+        if self.origin:
+            shifted = self.rebased.cycle_bounds()
+            return [(first + self.origin, end + self.origin) for first, end in shifted]
         bounds, step = [], self.warmup_steps
         while step < self.total_steps:
             bounds.append(self._cycle(step))
@@ -194,7 +227,7 @@ class Plan:
         The names are warmup, stable, decay, `cycle 1` and so on; overrun is where the chapter's
         cosine has passed its floor and rises again.
         """
-        start, end = self.warmup_steps, self.total_steps
+        start, end = self.warmup_end, self.total_steps
         match self.name:
             case "constant":
                 parts = [("stable", start, end)]
@@ -211,15 +244,18 @@ class Plan:
             case _:
                 parts = [("decay", start, end)]
         cut = [
-            (name, first, min(last, end)) for name, first, last in [("warmup", 0, start), *parts]
+            (name, first, min(last, end))
+            for name, first, last in [("warmup", self.origin, start), *parts]
         ]
         return [(name, first, last) for name, first, last in cut if first < last]
 
     def scaled(self, total_steps: int) -> "Plan":
-        """The same schedule over another number of steps, every length in proportion.
+        """The same schedule over another number of steps, every length in proportion, from step 0.
 
         A warmup, a plateau or a fall that had a step keeps one, as far as `total_steps` allows.
         """
+        if self.origin:
+            return self.rebased.scaled(total_steps)
         old_steps = self.total_steps
         warmup = math.ceil(self.warmup_steps * total_steps / old_steps)
         if self.warmup_steps < old_steps:

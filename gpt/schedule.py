@@ -36,9 +36,12 @@ _FOREVER = 2**62
 def build_scheduler(optimizer: Optimizer, plan: Plan) -> LRScheduler:
     """The schedule on an optimizer whose groups have their peak as `lr`: warmup, shape, end.
 
+    Its clock begins with the plan: at 0 where the plan has its origin.
+
     Call `step()` after each optimizer step that was not skipped. To resume, first build, then load
     the optimizer, then `load_scheduler`: in another order torch's schedulers go wrong.
     """
+    plan = plan.rebased
     peaks = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     phases: list[tuple[int, LRScheduler]] = []
     if plan.warmup_steps > 0:
@@ -154,25 +157,48 @@ def _constants(state: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def advance_scheduler(optimizer: Optimizer, scheduler: LRScheduler, plan: Plan, step: int) -> None:
+    """Puts a freshly built scheduler where it would be at `step` had it run from the plan's start.
+
+    Bit for bit: a scheduler of the same plan is stepped there (10 microseconds a step) and its
+    state loaded. The optimizer's groups get the rates of that step.
+    """
+    peaks = [float(group["initial_lr"]) for group in optimizer.param_groups]
+    ahead, its_scheduler = _weightless(plan, peaks)
+    for _ in range(step - plan.origin):
+        its_scheduler.step()
+    load_scheduler(scheduler, its_scheduler.state_dict())
+    for group, other, peak in zip(optimizer.param_groups, ahead.param_groups, peaks, strict=True):
+        rate = float(other["lr"])
+        assert abs(rate - plan.rate(step, peak)) <= tolerance(plan, peak), (plan, step, rate)
+        group["lr"] = rate
+
+
 def walk(plan: Plan, peaks: Sequence[float], steps: int | None = None) -> list[tuple[float, ...]]:
-    """The rates that torch's scheduler gives, for each step a tuple with one rate a group.
+    """The rates that torch's scheduler gives from the plan's first step on, one a group each time.
 
     Runs the real scheduler over an optimizer without gradients for `steps` (default: all of the
     plan's; it takes about 10 microseconds a step), and asserts that it keeps to the closed form.
     """
-    groups = [{"params": [torch.zeros((), requires_grad=True)], "lr": peak} for peak in peaks]
-    optimizer = torch.optim.SGD(groups)
-    scheduler = build_scheduler(optimizer, plan)
-    optimizer.step()  # torch warns if the schedule moves before the first update
+    optimizer, scheduler = _weightless(plan, peaks)
     allowed = [(peak, tolerance(plan, peak)) for peak in peaks]
     rates: list[tuple[float, ...]] = []
-    for step in range(plan.total_steps if steps is None else steps):
+    for step in range(plan.origin, plan.origin + (plan.steps if steps is None else steps)):
         now = tuple(float(group["lr"]) for group in optimizer.param_groups)
         for rate, (peak, slack) in zip(now, allowed, strict=True):
             assert abs(rate - plan.rate(step, peak)) <= slack, (plan, step, rate)
         rates.append(now)
         scheduler.step()
     return rates
+
+
+def _weightless(plan: Plan, peaks: Sequence[float]) -> tuple[Optimizer, LRScheduler]:
+    """The plan's scheduler over an optimizer that has groups, and nothing to train."""
+    groups = [{"params": [torch.zeros((), requires_grad=True)], "lr": peak} for peak in peaks]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = build_scheduler(optimizer, plan)
+    optimizer.step()  # torch warns if the schedule moves before the first update
+    return optimizer, scheduler
 
 
 def tolerance(plan: Plan, peak: float) -> float:
@@ -184,7 +210,7 @@ def tolerance(plan: Plan, peak: float) -> float:
     """
     floor = plan.floor_ratio * peak if plan.floor_rate is None else plan.floor_rate
     allowed = TOLERANCE * max(peak, floor)
-    if plan.name == "chapter" and plan.warmup_steps + plan.t_max < plan.total_steps:
+    if plan.name == "chapter" and plan.warmup_steps + plan.t_max < plan.steps:
         allowed += sys.float_info.epsilon * plan.t_max**2 * max(peak, floor)
     return allowed
 
@@ -194,5 +220,5 @@ def check_plan(plan: Plan, peaks: Sequence[float]) -> None:
 
     A plan of more than MAX_WALK steps is walked shrunk in proportion, all its phases kept.
     """
-    short = plan.scaled(MAX_WALK) if plan.total_steps > MAX_WALK else plan
-    walk(short, peaks, short.total_steps + 10)
+    short = plan.scaled(MAX_WALK) if plan.steps > MAX_WALK else plan
+    walk(short, peaks, short.steps + 10)

@@ -148,6 +148,21 @@ MISTAKES = {
 }
 
 
+def test_a_schedule_that_begins_anew_is_judged_by_what_is_left():
+    """Of 2,000 steps 400 are left: 100 of warmup are a quarter of them, and 20 are sound."""
+    restart = {"schedule__restart_step": "1600"}
+    (found,) = findings(**restart, schedule__warmup_steps="100")
+    assert found.id == "warmup_too_long"
+    assert "25 % of the restart's 400" in found.message
+    assert "--train.max_steps 3600" in found.remedy
+    assert ids(**restart, schedule__warmup_steps="20") == []
+    assert "peak_not_reached" in ids(**restart, schedule__warmup_steps="400")
+    chapter = {"schedule__name": "chapter", "schedule__cosine_steps": "100"}
+    found, *_ = findings(**restart, **chapter, schedule__warmup_steps="20")
+    assert found.id == "cosine_overrun"
+    assert "at its floor at step 1,720" in found.message
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_found(case):
     expected, changes = MISTAKES[case]

@@ -1,6 +1,7 @@
 """Schedules in closed form: values worked out by hand, what must hold for each shape, lengths."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
 
@@ -455,3 +456,68 @@ def test_scaled_in_proportion():
     short = Plan("chapter", 1000, 10, 0.1, 0.03, cosine_steps=1000, floor_rate=1e-5)
     assert chapter.scaled(1000) == short
     assert Plan("linear", 10, 10, 0.1, 0.0).scaled(7).warmup_steps == 7
+
+
+# A schedule that begins anew ---------------------------------------------------------------------
+
+
+@given(plans(40), st.integers(1, 60))
+@settings(max_examples=100)
+def test_an_origin_moves_everything_along(plan, origin):
+    moved = replace(plan, total_steps=plan.total_steps + origin, origin=origin)
+    assert (moved.steps, moved.rebased) == (plan.total_steps, plan)
+    assert plan.rebased is plan
+    for step in range(plan.total_steps + 2):
+        assert moved.rate(origin + step, 3e-4) == plan.rate(step, 3e-4)
+    assert moved.phases() == [(n, a + origin, b + origin) for n, a, b in plan.phases()]
+    assert moved.warmup_end == plan.warmup_steps + origin
+    assert moved.tail_start == plan.tail_start + origin
+    assert moved.t_max == plan.t_max
+    assert moved.scaled(33) == plan.scaled(33)
+    if plan.name == "cosine_restarts":
+        bounds = [(a + origin, b + origin) for a, b in plan.cycle_bounds()]
+        assert moved.cycle_bounds() == bounds
+
+
+def test_steps_before_the_origin_are_another_plans():
+    with pytest.raises(ValueError, match="step 9 is before the first, which is 10"):
+        Plan("linear", 20, 2, 0.1, 0.0, origin=10).factor(9)
+
+
+def test_a_schedule_that_begins_anew_has_what_is_left():
+    """Shares are shares of what is left; lengths in steps stay."""
+    config = config_of(name="wsd", warmup_fraction=0.05, decay_fraction=0.5, restart_step=800)
+    plan = Plan.from_config(config, 1000)
+    assert plan == Plan("wsd", 1000, 10, 0.1, 0.0, decay_steps=100, origin=800)
+    assert plan.phases() == [("warmup", 800, 810), ("stable", 810, 900), ("decay", 900, 1000)]
+    plan = Plan.from_config(config_of(warmup_steps=20, restart_step=800), 1000)
+    assert plan == Plan("warmup_cosine", 1000, 20, 0.1, 0.1, origin=800)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"restart_step": 200}, ["begin anew at step 200 of a run of 200", "train longer"]),
+        ({"restart_step": 190, "warmup_steps": 11}, ["11 steps", "the 10 steps from 190 on"]),
+        (
+            {"name": "wsd", "restart_step": 190, "warmup_steps": 5, "decay_steps": 6},
+            ["a tail of 6", "the 10 steps from 190 on"],
+        ),
+        (
+            {"name": "cosine_restarts", "restart_step": 193, "warmup_steps": 0},
+            ["4 cosines", "the 7 steps after", "at most 3"],
+        ),
+    ],
+)
+def test_a_restart_that_does_not_fit_is_refused(schedule, words):
+    config = config_of(**schedule)
+    with pytest.raises(UserError) as error:
+        Plan.from_config(config, 200)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("origin", [-1, 20, 21])
+def test_an_origin_lies_within_the_run(origin):
+    with pytest.raises(UserError, match="restart_step"):
+        Plan("linear", 20, 2, 0.1, 0.0, origin=origin)

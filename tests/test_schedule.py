@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from gpt.schedule import (
     MAX_WALK,
     TOLERANCE,
     Plan,
+    advance_scheduler,
     build_scheduler,
     check_plan,
     load_scheduler,
@@ -299,6 +301,31 @@ def test_other_peaks_are_refused(name):
     _, new = build(Plan(name=name, **BASE), [2.0])
     with pytest.raises(UserError, match="base_lrs"):
         load_scheduler(new, old.state_dict())
+
+
+# Put in the middle of a plan ---------------------------------------------------------------------
+
+
+@given(plans(40), peaks_lists, st.data())
+@settings(max_examples=100)
+def test_advancing_is_the_same_as_having_run(plan, peaks, data):
+    """Whatever the rates were before: they, and all that follows, are those of the plan."""
+    origin = data.draw(st.sampled_from([0, 0, 7]))
+    plan = replace(plan, total_steps=plan.total_steps + origin, origin=origin)
+    step = data.draw(st.integers(origin, plan.total_steps + 3))
+    expected = run(*build(plan, peaks), plan.total_steps + 10 - origin)[step - origin :]
+    optimizer, scheduler = build(plan, peaks)
+    advance_scheduler(optimizer, scheduler, plan, step)
+    assert run(optimizer, scheduler, plan.total_steps + 10 - step) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_that_begins_anew_is_checked_and_walked_from_there(name):
+    plan = Plan(name, 140, 10, 0.1, 0.1, cycles=3, origin=100)
+    check_plan(plan, [1e-2, 1e-4])
+    walked = walk(plan, [1e-2, 1e-4])
+    assert walked == walk(plan.rebased, [1e-2, 1e-4])
+    assert len(walked) == 40
 
 
 # Long runs -------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _floor_above_peak(config: Config, plan: Plan, facts: Facts) -> Iterator[Find
 
 
 def _warmup_too_long(config: Config, plan: Plan, facts: Facts) -> Iterator[Finding]:
-    total, warmup = plan.total_steps, config.warmup_steps(plan.total_steps)
+    total, warmup = plan.steps, config.warmup_steps(plan.total_steps)
     longest = max(WARMUP_SHARE * total, min(WARMUP_ALWAYS_STEPS, WARMUP_ALWAYS_SHARE * total))
     if warmup <= longest:
         return
@@ -86,10 +86,11 @@ def _warmup_too_long(config: Config, plan: Plan, facts: Facts) -> Iterator[Findi
         shorter = "warmup_fraction 0.02"
     else:
         shorter = f"warmup_steps {math.floor(longest / 2)}"
-    longer_run = math.ceil(warmup / WARMUP_SHARE)
+    longer_run = plan.origin + math.ceil(warmup / WARMUP_SHARE)
+    whose = "the restart's" if plan.origin else "the run's"
     yield Finding(
         "warmup_too_long",
-        f"a warmup of {warmup:,} steps is {share} the run's {total:,}; over "
+        f"a warmup of {warmup:,} steps is {share} {whose} {total:,}; over "
         f"{100 * WARMUP_SHARE:.0f} % of it the peak comes too late to be used",
         f"--schedule.{shorter}, or a longer run: --train.max_steps {longer_run}",
         "Godbole et al. 2023 (Tuning Playbook), learning rate warmup; 1-5 % is usual (chapter 17)",
@@ -97,16 +98,16 @@ def _warmup_too_long(config: Config, plan: Plan, facts: Facts) -> Iterator[Findi
 
 
 def _peak_not_reached(config: Config, plan: Plan, facts: Facts) -> Iterator[Finding]:
-    total, warmup = plan.total_steps, config.warmup_steps(plan.total_steps)
+    total, warmup = plan.steps, config.warmup_steps(plan.total_steps)
     # All schedules are highest at the end of the warmup, where the run gets there.
     lr = config.optimizer.lr
-    top = max(plan.factor(step, lr) for step in (0, min(warmup, total - 1)))
+    top = max(plan.rebased.factor(step, lr) for step in (0, min(warmup, total - 1)))
     if top >= 1 - 1e-9:
         return
     yield Finding(
         "peak_not_reached",
         f"the rate gets to {100 * top:.3g} % of lr {lr:g} at most: its warmup of "
-        f"{warmup:,} steps does not end within the run's {total:,}",
+        f"{warmup:,} steps does not end within the {total:,} that it has",
         f"--schedule.warmup_steps {math.floor(WARMUP_SHARE * total / 2)}",
         "pytorch/torchtitan#1284, a schedule that never reached its peak",
     )
@@ -115,17 +116,19 @@ def _peak_not_reached(config: Config, plan: Plan, facts: Facts) -> Iterator[Find
 def _cosine_overrun(config: Config, plan: Plan, facts: Facts) -> Iterator[Finding]:
     if config.schedule.name != "chapter":
         return
-    total, warmup = plan.total_steps, config.warmup_steps(plan.total_steps)
+    total, warmup = plan.steps, config.warmup_steps(plan.total_steps)
     t_max = config.schedule.cosine_steps or total
     fitting = total - warmup
     # torch's last used step is the one before the end, so both are right.
     if fitting < 1 or (1 - T_MAX_SLACK) * (fitting - 1) <= t_max <= (1 + T_MAX_SLACK) * fitting:
         return
     if t_max > fitting:
-        end = plan.rate(total - 1, config.optimizer.lr)
+        end = plan.rate(plan.total_steps - 1, config.optimizer.lr)
         effect = f"the rate ends at {end:.3g}, and not at the floor {config.min_lr:g}"
     else:
-        effect = f"the cosine is at its floor at step {warmup + t_max:,}, and rises again after it"
+        effect = (
+            f"the cosine is at its floor at step {plan.warmup_end + t_max:,}, and rises after it"
+        )
     yield Finding(
         "cosine_overrun",
         f"T_max is {t_max:,} steps, the run has {fitting:,} after its warmup: {effect}",
