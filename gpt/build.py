@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt.checkpoint import Training, restore_checkpoint
+from gpt.checkpoint import Training
 from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
 from gpt.configfile import dump_config
 from gpt.corpus import source_files
+from gpt.course import RateJump, rate_jump
 from gpt.data import TokenData, cached_data
 from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
 from gpt.errors import say
@@ -23,7 +24,9 @@ from gpt.metrics import truncate_after
 from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
 from gpt.optim import build_optimizer
 from gpt.ranks import KNOWN
-from gpt.rundir import Resume, check_run, newest_checkpoint, run_path, start_afresh
+from gpt.ratepolicy import RatePolicy, write_record
+from gpt.resume import Start, check_left, find_start, rate_course, restore
+from gpt.rundir import Resume, check_run, run_path, start_afresh
 from gpt.schedule import Plan, build_scheduler, check_plan
 from gpt.tokenizer import build_tokenizer
 
@@ -102,31 +105,43 @@ def _peak(step: int) -> float:
     return 1.0
 
 
-def continue_or_start(run: Path, training: Training, plan: Plan) -> bool:
-    """Puts the newest whole checkpoint into `training`, or begins a new run; True if it went on.
+def continue_or_start(
+    run: Path, training: Training, plan: Plan, start: Start, epoch_tokens: int
+) -> RateJump | None:
+    """Puts the checkpoint of `start` into `training`, or begins a new run; writes down which.
 
-    Raises UserError if the checkpoint holds something else than the config builds.
+    `training` and `plan` were built of the config of `start`; `epoch_tokens` is the number of
+    training tokens. Returns what that does to the rate, if anything.
+
+    Raises UserError, before anything is written, if the checkpoint holds something else than the
+    config builds, and where no step is left that could use another rate.
     """
-    checkpoint = newest_checkpoint(run)
-    config = training.config
-    if checkpoint is None:
-        start_afresh(run, config)
+    for note in start.notes:
+        say(note)
+    if start.checkpoint is None:
+        start_afresh(run, start.config)
         training.tokenizer.save(run)
         say(f"run      {run}")
-        return False
-    restore_checkpoint(checkpoint, training)
+        return None
+    check_left(start, plan)
+    restore(start, training, plan, epoch_tokens)
     step = training.progress.step
     truncate_after(run, step)
-    write_durably(run / "config.yaml", dump_config(config))
+    write_record(run, start.record)  # first: a config.yaml without it would seem changed by hand
+    write_durably(run / "config.yaml", dump_config(start.config))
     say(f"run      {run}, going on after step {step} of {plan.total_steps}")
-    return True
+    if start.change is None:
+        return None
+    jump = rate_jump(start.change, rate_course(start, plan, training.model, epoch_tokens))
+    say(jump.line())
+    return jump
 
 
 def describe(config: Config, data: TokenData, plan: Plan, n_parameters: int) -> list[str]:
     """The run in a few lines, before step 1."""
     model, train, peak = config.model, config.train, config.optimizer.lr
     train_set, val_set = data.train, data.val
-    top_step = min(plan.warmup_steps, plan.total_steps - 1)
+    top_step = min(plan.warmup_end, plan.total_steps - 1)
     epochs = plan.total_steps * config.tokens_per_step / train_set.n_tokens
     micro = train.micro_batch_size or train.batch_size
     split = f" in micro-batches of {micro}" if micro < train.batch_size else ""
@@ -136,8 +151,8 @@ def describe(config: Config, data: TokenData, plan: Plan, n_parameters: int) -> 
         f"vocabulary {data.tokenizer.vocab_size:,}",
         f"model    {n_parameters:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"{model.n_embd} wide, context {model.context_len}",
-        f"rate     {config.optimizer.name}, {plan.name}: {plan.rate(0, peak):.2e} at step 0, "
-        f"{plan.rate(top_step, peak):.2e} at {top_step:,}, "
+        f"rate     {config.optimizer.name}, {plan.name}: {plan.rate(plan.origin, peak):.2e} "
+        f"at step {plan.origin:,}, {plan.rate(top_step, peak):.2e} at {top_step:,}, "
         f"{plan.rate(plan.total_steps - 1, peak):.2e} at the end",
         f"length   {plan.total_steps:,} steps of {train.batch_size} x {model.context_len} = "
         f"{config.tokens_per_step:,} tokens{split}; {epochs:.2f} epochs",
@@ -166,12 +181,14 @@ def expected_vocab_size(config: TokenizerConfig) -> int:
     return build_tokenizer(config, tuple).vocab_size  # a ranks file, which needs no text
 
 
-def dry_run(config: Config, resume: Resume) -> list[str]:
+def dry_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> list[str]:
     """Checks all that can be checked without writing anything; the plan as lines.
 
     Raises UserError for whatever would stop the run.
     """
-    check_run(config, resume)
+    check_run(config, resume, rate)
+    start = find_start(run_path(config), config, rate)
+    config = start.config
     device = pick_device(config.train.device)
     data = cached_data(config)
     if data is None:
@@ -179,6 +196,7 @@ def dry_run(config: Config, resume: Resume) -> list[str]:
     else:
         vocab_size = data.tokenizer.vocab_size
     n_parameters = sum(row.count for row in parameter_inventory(config.model, vocab_size))
+    plan = None
     if data is None:
         files = source_files(config.data)
         size = sum(path.stat().st_size for path in files)
@@ -187,7 +205,6 @@ def dry_run(config: Config, resume: Resume) -> list[str]:
             "tokens and epochs are open",
             f"device   {device}",
         ]
-        plan = None
         if config.train.max_epochs is None:
             plan = Plan.from_config(config, config.total_steps(epoch_tokens=0))
     else:
@@ -196,4 +213,23 @@ def dry_run(config: Config, resume: Resume) -> list[str]:
         lines += choose(config, vocab_size, plan.total_steps).lines
     if plan is not None:
         lines += lint_lines(config, plan, facts_of(n_parameters, data, device))
+    lines += [*start.notes, *jump_lines(start, plan, vocab_size, data)]
     return [*lines, f"run      {run_path(config)} (dry run: nothing was written)"]
+
+
+def jump_lines(
+    start: Start, plan: Plan | None, vocab_size: int, data: TokenData | None
+) -> list[str]:
+    """What going on does to the rate, in a line; none where it stays as it was planned.
+
+    Without the tokenized text, the rates of a length in epochs are open.
+    """
+    if start.change is None:
+        return []
+    if plan is None or (data is None and start.made.train.max_epochs is not None):
+        return [RateJump(start.change, None, None).line()]
+    check_left(start, plan)
+    with torch.device("meta"):
+        model = GPT(start.config.model, vocab_size)
+    epoch_tokens = 0 if data is None else data.train.n_tokens
+    return [rate_jump(start.change, rate_course(start, plan, model, epoch_tokens)).line()]

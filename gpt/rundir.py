@@ -1,6 +1,7 @@
 """A run's directory: who may write into it, which checkpoint goes on, which ones are kept.
 
 runs/NAME/config.yaml  metrics.jsonl  tokenizer.*  checkpoints/step-00000250/  checkpoints/best.json
+runs/NAME/rate.json, if the rate was changed on the way (see `ratepolicy`)
 """
 
 import json
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gpt.checkpoint import (
     CheckpointError,
@@ -23,6 +24,7 @@ from gpt.configfile import dump_config, load_config
 from gpt.errors import UserError, say
 from gpt.files import HeldError, locked, write_durably
 from gpt.metrics import truncate_after
+from gpt.ratepolicy import KeyChange, RatePolicy, check_changes, write_record
 
 Resume = Literal["auto", "never", "must"]
 
@@ -42,14 +44,15 @@ def run_path(config: Config) -> Path:
 
 
 @contextmanager
-def locked_run(config: Config, resume: Resume) -> Iterator[Path]:
+def locked_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> Iterator[Path]:
     """Makes or reopens the run's directory and holds it: no second process can write there.
 
-    Raises UserError, before anything is written, for a directory of another config, for one that
-    is no run, for one that another process holds, and where `resume` forbids or demands a start.
+    Raises UserError, before anything is written, for a directory of another config, unless `rate`
+    accepts the difference, for one that is no run, for one that another process holds, and where
+    `resume` forbids or demands a start.
     """
     path = run_path(config)
-    check_run(config, resume)
+    check_run(config, resume, rate)
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
@@ -72,8 +75,11 @@ def locked_run(config: Config, resume: Resume) -> Iterator[Path]:
         ) from None
 
 
-def check_run(config: Config, resume: Resume) -> None:
-    """Raises UserError where the run cannot start or go on; touches nothing."""
+def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None:
+    """Raises UserError where the run cannot start or go on; touches nothing.
+
+    Whether its newest checkpoint can, is found out by `resume.find_start`.
+    """
     path = run_path(config)
     if path.exists() and not path.is_dir():
         raise UserError(f"run.name: {path} is a file; choose another --run.name")
@@ -87,24 +93,41 @@ def check_run(config: Config, resume: Resume) -> None:
             f"--resume never: {path} already holds {len(started)} checkpoints; "
             "choose another --run.name, or remove that folder"
         )
+    if not started:
+        check_new(config, rate)
     saved = path / "config.yaml"
     if saved.exists():
-        changed = changed_keys(load_config(saved), config)
-        if changed:
-            shown = [f"{key}: {was} there, {now} now" for key, was, now in changed[:4]]
-            more = [f"{len(changed) - 4} more"] if len(changed) > 4 else []
-            raise UserError(
-                f"run.name: {path} is a run of another config ({'; '.join(shown + more)}); choose "
-                f"another --run.name, or go on with its own (--config {saved})"
-            )
+        check_changes(
+            changed_keys(load_config(saved), config),
+            rate,
+            differs=f"{path} is a run of another config",
+            own=f"go on with its own (--config {saved})",
+            started=bool(started),
+        )
     elif path.is_dir() and any(
         child.name not in {".lock", "checkpoints"} for child in path.iterdir()
     ):
         raise UserError(f"run.name: {path} exists and is not a run; choose another --run.name")
 
 
-def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
-    """The keys whose change would make it another run: (key, value before, value now)."""
+def check_new(config: Config, rate: RatePolicy) -> None:
+    """Raises UserError for what only a run with a checkpoint can have; for one without."""
+    path, restart = run_path(config), config.schedule.restart_step
+    if rate != "keep":
+        raise UserError(
+            f"--rate {rate}: {path} holds no checkpoint to go on from; check --run.name, or leave "
+            "--rate out"
+        )
+    if restart is not None:
+        raise UserError(
+            f"schedule.restart_step: the schedule of another run began anew at step {restart}; "
+            f"{path} has no checkpoint to go on from, so leave it out "
+            "(--schedule.restart_step null), or check --run.name"
+        )
+
+
+def changed_keys(before: Config, now: Config) -> list[KeyChange]:
+    """The keys whose change would make it another run."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     changed = []
     for section, values in new.items():
@@ -112,13 +135,24 @@ def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
             name = f"{section}.{key}"
             free = FREE_KEYS.fullmatch(name) and name not in FIXED_RUN_KEYS
             if value != old[section][key] and not free:
-                changed.append((name, old[section][key], value))
+                changed.append(KeyChange(name, old[section][key], value))
     return changed
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Published checkpoints, oldest first; temporary ones have other names."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8 + "*"))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of completed steps that a checkpoint's folder is named after."""
+    digits = checkpoint.name.removeprefix("step-")
+    if not digits.isdecimal():
+        raise UserError(
+            f"{checkpoint}: not named as a checkpoint is (step-00000250); name it so, or move it "
+            "out of the run"
+        )
+    return int(digits)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -186,6 +220,7 @@ def save_run(run: Path, training: Training) -> Path:
 
 def start_afresh(run: Path, config: Config) -> None:
     """Writes what a new run begins with: its config, and a log without lines of an earlier try."""
+    write_record(run, [])
     write_durably(run / "config.yaml", dump_config(config))
     truncate_after(run, -1)
 

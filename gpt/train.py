@@ -11,7 +11,9 @@ from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
 from gpt.metrics import duration
 from gpt.plot import plot_run
+from gpt.ratepolicy import RatePolicy
 from gpt.record import Recorder, note_evaluation
+from gpt.resume import find_start
 from gpt.rundir import Resume, locked_run, save_run
 from gpt.schedule import Plan
 from gpt.signals import StopRequest
@@ -19,10 +21,16 @@ from gpt.step import NonFiniteError, evaluate, train_step
 
 
 def train(
-    config: Config, resume: Resume = "auto", *, title: str = "", data: TokenData | None = None
+    config: Config,
+    resume: Resume = "auto",
+    *,
+    rate: RatePolicy = "keep",
+    title: str = "",
+    data: TokenData | None = None,
 ) -> None:
     """Trains the run that `config` describes, or goes on with it, until one of its limits.
 
+    `rate` says what the config may change of the rate where the run goes on (see `ratepolicy`).
     With a `title` it is one run out of many: the console shows its bar and warnings, no more; and
     with `data`, opened before, all of them learn from the same, whatever happens to the text.
     Raises UserError for what the user can mend, and Stopped after a signal, once all is saved.
@@ -32,13 +40,17 @@ def train(
     keep_freed_memory()
     if not title and (busy := busy_warning()):
         say(f"warning: {busy}")
-    with locked_run(config, resume) as run:
+    with locked_run(config, resume, rate) as run:
         data = data or open_data(config)
+        start = find_start(run, config, rate)
+        config = start.config
         training, plan = build_training(config, data)
-        resumed = continue_or_start(run, training, plan)
+        jump = continue_or_start(run, training, plan, start, data.train.n_tokens)
         with StopRequest() as stop, Recorder(run, training, plan.total_steps, title) as recorder:
-            if resumed:
+            if start.checkpoint is not None:
                 recorder.event("resumed")
+            if jump is not None:
+                recorder.event("rate_policy", **jump.values())
             batches = Batches(
                 data.train, config.model.context_len, config.train.batch_size, config.run.seed
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt.configfile import knobs_help, load_config, split_overrides
 from gpt.errors import run_command
+from gpt.ratepolicy import POLICIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +21,11 @@ def _train(argv: Sequence[str]) -> None:
     if arguments.dry_run:
         from gpt.build import dry_run
 
-        print("\n".join(dry_run(config, arguments.resume)))
+        print("\n".join(dry_run(config, arguments.resume, arguments.rate)))
     else:
         from gpt.train import train
 
-        train(config, resume=arguments.resume)
+        train(config, resume=arguments.resume, rate=arguments.rate)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +43,15 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto (default): go on from the newest whole checkpoint, if any; never: refuse if "
         "there is one; must: refuse if there is none",
+    )
+    parser.add_argument(
+        "--rate",
+        choices=POLICIES,
+        default="keep",
+        help="what may change of the rate where the run goes on. keep (default): nothing; extend: "
+        "the length; rewarm: lr, schedule and length, and the schedule begins anew there; "
+        "override: lr, schedule, length, decay, betas, eps, momentum and grad_clip, as if they had "
+        "been so from the start. Say it once: the run goes on so from then on",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, touch nothing"
