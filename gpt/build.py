@@ -13,7 +13,7 @@ from gpt.checkpoint import Training
 from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
 from gpt.configfile import dump_config
 from gpt.corpus import source_files
-from gpt.course import RateJump, rate_jump
+from gpt.course import RateJump
 from gpt.data import TokenData, cached_data
 from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
 from gpt.errors import say
@@ -25,7 +25,7 @@ from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventor
 from gpt.optim import build_optimizer
 from gpt.ranks import KNOWN
 from gpt.ratepolicy import RatePolicy, write_record
-from gpt.resume import Start, check_left, find_start, rate_course, restore
+from gpt.resume import Start, check_left, find_start, rate_jump, restore
 from gpt.rundir import Resume, check_run, run_path, start_afresh
 from gpt.schedule import Plan, build_scheduler, check_plan
 from gpt.tokenizer import build_tokenizer
@@ -130,10 +130,9 @@ def continue_or_start(
     write_record(run, start.record)  # first: a config.yaml without it would seem changed by hand
     write_durably(run / "config.yaml", dump_config(start.config))
     say(f"run      {run}, going on after step {step} of {plan.total_steps}")
-    if start.change is None:
-        return None
-    jump = rate_jump(start.change, rate_course(start, plan, training.model, epoch_tokens))
-    say(jump.line())
+    jump = rate_jump(start, plan, training.model, lambda each: each.total_steps(epoch_tokens))
+    if jump is not None:
+        say(jump.line())
     return jump
 
 
@@ -229,7 +228,8 @@ def jump_lines(
     if plan is None or (data is None and start.made.train.max_epochs is not None):
         return [RateJump(start.change, None, None).line()]
     check_left(start, plan)
+    epoch_tokens = 0 if data is None else data.train.n_tokens
     with torch.device("meta"):
         model = GPT(start.config.model, vocab_size)
-    epoch_tokens = 0 if data is None else data.train.n_tokens
-    return [rate_jump(start.change, rate_course(start, plan, model, epoch_tokens)).line()]
+    jump = rate_jump(start, plan, model, lambda each: each.total_steps(epoch_tokens))
+    return [] if jump is None else [jump.line()]

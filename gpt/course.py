@@ -76,7 +76,6 @@ class RateJump:
     def line(self) -> str:
         """The change for people."""
         change = self.change
-        keys = "; ".join(f"{key} {was} → {now}" for key, (was, now) in change.changed.items())
         if self.before is None or self.after is None:
             jump = "the rates are open until the text is tokenized"
         else:
@@ -89,7 +88,9 @@ class RateJump:
                 + (f" ({' and '.join(names)})" if len(pairs) > 1 else "")
                 for (before, after), names in pairs.items()
             )
-        return f"policy   {change.policy} from step {change.step:,} on: {jump}; {keys}"
+        return (
+            f"policy   {change.policy} from step {change.step:,} on: {jump}; {change.keys_text()}"
+        )
 
     def values(self) -> dict[str, Any]:
         """The change for machines; `lr_before` and `lr_after` are those of the first group."""
@@ -102,9 +103,3 @@ class RateJump:
             "lrs_after": after,
             "changed": self.change.model_dump(mode="json")["changed"],
         }
-
-
-def rate_jump(change: RateChange, course: Course) -> RateJump:
-    """The rates of the change's step by the plan before it and by the one after, the last two."""
-    before, after = course.stretches[-2:]
-    return RateJump(change, before.rates(change.step), after.rates(change.step))

@@ -62,6 +62,11 @@ class RateChange(Section):
     step: Annotated[int, Field(ge=1, strict=True)]
     changed: dict[str, tuple[Any, Any]]
 
+    def keys_text(self) -> str:
+        """The changed keys in words."""
+        pairs = self.changed.items()
+        return "; ".join(f"{key} {_text(was)} → {_text(now)}" for key, (was, now) in pairs)
+
     def done(self, config: Config) -> Config:
         """The config after the change, of the one before it."""
         return with_keys(config, {key: now for key, (_, now) in self.changed.items()})
@@ -82,14 +87,21 @@ def refused_changes(changed: Iterable[KeyChange], policy: RatePolicy) -> list[Ke
 def offer(changed: Sequence[KeyChange]) -> str:
     """The policies that would accept all of the changed keys, as one types them; maybe empty."""
     fitting = [p for p in POLICIES if p != "keep" and not refused_changes(changed, p)]
-    return f"--rate {' or '.join(fitting)}" if fitting else ""
+    if len(fitting) > 1:
+        return f"--rate {', '.join(fitting[:-1])} or {fitting[-1]}"
+    return f"--rate {fitting[0]}" if fitting else ""
 
 
 def shown(changed: Sequence[KeyChange]) -> str:
     """Changed keys in words; of many only the first ones."""
-    words = [f"{key}: {was} there, {now} now" for key, was, now in changed[:MAX_SHOWN]]
+    words = [f"{key}: {_text(was)} there, {_text(now)} now" for key, was, now in changed]
+    words = words[:MAX_SHOWN]
     more = [f"{len(changed) - MAX_SHOWN} more"] if len(changed) > MAX_SHOWN else []
     return "; ".join(words + more)
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def check_changes(

@@ -5,6 +5,7 @@ accepted since. Each change of the rate counts from the checkpoint that the run 
 that is an older one than when it was accepted, it counts from the older one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from gpt.checkpoint import Training, restore_checkpoint
 from gpt.config import Config, OptimizerConfig
 from gpt.configfile import load_config
-from gpt.course import Course, Stretch
+from gpt.course import Course, RateJump, Stretch
 from gpt.errors import UserError
 from gpt.optim import build_optimizer
 from gpt.plan import Plan
@@ -193,21 +194,32 @@ def _changed_by_hand(state: _State) -> UserError:
     )
 
 
-def rate_course(start: Start, plan: Plan, model: nn.Module, epoch_tokens: int) -> Course:
+def rate_course(
+    start: Start, plan: Plan, model: nn.Module, total_steps: Callable[[Config], int]
+) -> Course:
     """The rate over the whole run: by the plans that it had, and from `start` on by `plan`.
 
-    `model` may be one without weights, on the device `meta`; `epoch_tokens` is the number of
-    training tokens.
+    `model` may be one without weights, on the device `meta`; `total_steps` tells the length of a
+    run by its config.
     """
-    stretches: list[Stretch] = [Stretch(0, plan, peak_rates(model, start.config.optimizer))]
+    stretches = [Stretch(0, plan, peak_rates(model, start.config.optimizer))]
     config = start.config
     for change in reversed(start.record):
-        later = stretches[0]
-        stretches[0] = replace(later, first_step=change.step)
+        stretches[0] = replace(stretches[0], first_step=change.step)
         config = start.made if change is start.change else change.undone(config)
-        before = Plan.from_config(config, config.total_steps(epoch_tokens), strict=False)
+        before = Plan.from_config(config, total_steps(config), strict=False)
         stretches.insert(0, Stretch(0, before, peak_rates(model, config.optimizer)))
     return Course(tuple(stretches))
+
+
+def rate_jump(
+    start: Start, plan: Plan, model: nn.Module, total_steps: Callable[[Config], int]
+) -> RateJump | None:
+    """What the change at `start` does to the rates, if there is one; as `rate_course` has it."""
+    if start.change is None:
+        return None
+    before, after = rate_course(replace(start, past=()), plan, model, total_steps).stretches
+    return RateJump(start.change, before.rates(start.step), after.rates(start.step))
 
 
 def peak_rates(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:

@@ -37,8 +37,8 @@ LAYERS = [
     {"record", "build"},
     {"train", "infer"},
     # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.
-    {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.rules", "lr.size"}
-    | {"lr.trial", "lr.lessons.words", "lr.lessons.tiny"},
+    {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.plan_start"}
+    | {"lr.rules", "lr.size", "lr.trial", "lr.lessons.words", "lr.lessons.tiny"},
     {"lr.budget", "lr.find", "lr.labels", "lr.ledger", "lr.plan", "lr.resize", "lr.scale"}
     | {"lr.suggest", "lr.lessons.picture", "lr.lessons.side_by_side"},
     {"lr.find_plot", "lr.plan_files", "lr.sweep_plot", "lr.sweep"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpt.configfile import Override, load_config
 from gpt.errors import UserError, say
+from gpt.ratepolicy import POLICIES
 
 if TYPE_CHECKING:
     from gpt.lr.plan import RunPlan
@@ -25,6 +26,15 @@ _ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--rate",
+        choices=POLICIES,
+        help="how the run would go on from its newest checkpoint, as gpt-train --rate would: the "
+        "rates that it had until then, and those of the policy from then on",
+    )
+    parser.add_argument(
+        "--at", type=_step, metavar="STEP", help="with --rate: as if that checkpoint were of STEP"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rate of every step")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the rate")
@@ -43,6 +53,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
     """Plans, and prints or writes what was asked for."""
     from tqdm import tqdm
 
+    if arguments.at is not None and arguments.rate in (None, "keep"):
+        raise UserError(
+            f"--at {arguments.at}: the step at which a policy sets in; give --rate extend, rewarm "
+            "or override too"
+        )
     config = load_config(arguments.config, overrides, for_lint=True)
     from gpt.lr.plan import WARM_UP_STEPS, make_plan
     from gpt.lr.plan_files import draw_png, write_csv
@@ -51,7 +66,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
     with tqdm(
         total=steps + WARM_UP_STEPS, desc="measuring", unit="step", disable=None if steps else True
     ) as bar:
-        plan = make_plan(config, measure_steps=steps, on_step=bar.update)
+        plan = make_plan(
+            config,
+            rate=arguments.rate,
+            at_step=arguments.at,
+            measure_steps=steps,
+            on_step=bar.update,
+        )
+    for note in plan.notes:
+        say(note)
     for path, write in ((arguments.csv, write_csv), (arguments.png, draw_png)):
         if path is not None:
             write(plan, path)
@@ -70,6 +93,12 @@ def _steps(text: str) -> int:
     if not 1 <= steps <= MOST_MEASURED:
         raise UserError(f"--measure {text}: not a number of steps from 1 to {MOST_MEASURED:,}")
     return steps
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--at {text}: not a step of the run; give a whole number from 1 on")
+    return int(text)
 
 
 def page(plan: "RunPlan", width: int) -> Iterator[str]:
@@ -135,7 +164,11 @@ def _rate(plan: "RunPlan", width: int) -> Iterator[str]:
     for group in plan.groups:
         values = [f"{name} {lr:.3g} at step {step:,}" for name, step, lr in plan.rates(group)]
         yield f"  {group.name + ': ' if many else ''}{', '.join(values)}"
-    yield f"  {phases_text(plan.schedule)}"
+    yield f"  {phases_text(plan.course)}"
+    for change in plan.past:
+        yield f"changed  {change.policy} at step {change.step:,}: {change.keys_text()}"
+    if plan.jump is not None:
+        yield plan.jump.line()
 
 
 def _plot(plan: "RunPlan", width: int) -> list[str]:
@@ -146,10 +179,10 @@ def _plot(plan: "RunPlan", width: int) -> list[str]:
 
     from gpt.lr.plan_files import drawn_steps
 
-    schedule, peak = plan.schedule, plan.groups[0].peak
-    steps = list(drawn_steps(schedule, 4 * width))
-    rates = [schedule.rate(step, peak) for step in steps]
-    top, last = max(rates), max(1, schedule.total_steps - 1)
+    course, name = plan.course, plan.groups[0].name
+    steps = list(drawn_steps(course, 4 * width))
+    rates = [course.rate(step, name) for step in steps]
+    top, last = max(rates), max(1, course.total_steps - 1)
     fancy = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")
     figure = plotext.figure
     figure.clear()

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gpt.build import CHARS_GUESS, choose, expected_vocab_size
 from gpt.checkpoint import Training
 from gpt.config import Config, TokenizerConfig, schedule_problems
 from gpt.corpus import source_files
+from gpt.course import Course, RateJump
 from gpt.data import TokenData, cached_data
 from gpt.device import (
     DTYPES,
@@ -27,9 +29,11 @@ from gpt.errors import UserError
 from gpt.lr.findings import Finding, facts_of
 from gpt.lr.lint import lint, unchecked
 from gpt.lr.memory import Memory, estimate_memory
+from gpt.lr.plan_start import planned_course, planned_start
 from gpt.model import GPT, ParameterRow, count_parameters, flops_per_token, parameter_inventory
 from gpt.optim import build_optimizer
 from gpt.plan import Plan
+from gpt.ratepolicy import RateChange, RatePolicy
 from gpt.schedule import build_scheduler
 from gpt.step import train_step
 from gpt.tokenizer import build_tokenizer
@@ -39,7 +43,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Group:
-    """A parameter group with a rate of its own: its name and its peak."""
+    """A parameter group with a rate of its own: its name and its peak, by the last plan."""
 
     name: str
     peak: float
@@ -49,11 +53,17 @@ class Group:
 class RunPlan:
     """Everything that can be known of a run before it trains; None for what cannot.
 
-    `open_points` says in words what is not known, why, and how to get it.
+    `open_points` says in words what is not known, why, and how to get it. `schedule` is the plan
+    that the run ends with, and `course` the rate of all its steps: they differ where the rate of a
+    run was changed on the way, in the `past` or by the policy that is asked for, with its `jump`.
     """
 
     config: Config
     schedule: Plan
+    course: Course
+    past: tuple[RateChange, ...]
+    jump: RateJump | None
+    notes: tuple[str, ...]
     groups: list[Group]
     rows: list[ParameterRow]
     counted: int
@@ -69,13 +79,9 @@ class RunPlan:
 
     def rates(self, group: Group) -> list[tuple[str, int, float]]:
         """The rate's key values in a group: first, peak and end, each with its step."""
-        plan = self.schedule
-        last = plan.total_steps - 1
-        # Every schedule is at its highest where the warmup ends, or where the run does.
-        candidates = {0, min(plan.warmup_steps, last), last}
-        top = max(sorted(candidates), key=lambda step: plan.rate(step, group.peak))
-        named = (("first", 0), ("peak", top), ("end", last))
-        return [(name, step, plan.rate(step, group.peak)) for name, step in named]
+        course, name = self.course, group.name
+        steps = {"first": 0, "peak": course.highest(name), "end": course.total_steps - 1}
+        return [(which, step, course.rate(step, name)) for which, step in steps.items()]
 
     def as_json(self) -> dict[str, Any]:
         """What `gpt-lr plan --json` prints."""
@@ -98,8 +104,12 @@ class RunPlan:
                 "name": self.schedule.name,
                 "phases": [
                     {"name": name, "first_step": first, "end_step": end}
-                    for name, first, end in self.schedule.phases()
+                    for name, first, end in self.course.phases()
                 ],
+                "policy": None
+                if self.jump is None
+                else {"step": self.jump.change.step, **self.jump.values()},
+                "earlier": [change.model_dump(mode="json") for change in self.past],
                 "rates": {
                     group.name: {
                         name: {"step": step, "lr": lr} for name, step, lr in self.rates(group)
@@ -114,9 +124,18 @@ class RunPlan:
 
 
 def make_plan(
-    config: Config, *, measure_steps: int = 0, on_step: Callable[[], object] | None = None
+    config: Config,
+    *,
+    rate: RatePolicy | None = None,
+    at_step: int | None = None,
+    measure_steps: int = 0,
+    on_step: Callable[[], object] | None = None,
 ) -> RunPlan:
     """Plans a run without building data, model or run directory.
+
+    With a `rate` policy it is the run as it would go on so from its newest checkpoint, or from
+    another step; without one, a run of this very config that has changed its rate is planned with
+    the rates that it had.
 
     With `measure_steps`, that many real steps on random tokens are timed on the run's own device;
     `on_step` is called after each.
@@ -126,6 +145,8 @@ def make_plan(
     open_points: list[str] = []
     data = _tokenized(config, open_points)
     vocab_size = _vocabulary(config, data, open_points)
+    start = planned_start(config, rate, at_step)
+    config = start.config
     total_steps = _total_steps(config, data)
     schedule = Plan.from_config(config, total_steps, strict=False)
     with torch.device("meta"):
@@ -133,6 +154,7 @@ def make_plan(
     counted = count_parameters(model)
     rows = parameter_inventory(config.model, vocab_size)
     assert counted == sum(row.count for row in rows), "the inventory's formulas are wrong"
+    course, jump = planned_course(start, schedule, model, partial(_total_steps, data=data))
     device, dtype, choices = _machine(config, vocab_size, total_steps, open_points)
     facts = facts_of(counted, data, device)
     seconds = None
@@ -141,7 +163,11 @@ def make_plan(
     return RunPlan(
         config=config,
         schedule=schedule,
-        groups=_groups(model, config),
+        course=course,
+        past=start.past,
+        jump=jump,
+        notes=start.notes,
+        groups=_groups(course),
         rows=rows,
         counted=counted,
         vocab_size=vocab_size,
@@ -221,13 +247,12 @@ def _machine(
     return choices.device, choices.dtype, choices.lines
 
 
-def _groups(model: GPT, config: Config) -> list[Group]:
-    """The optimizer's groups, one for each peak rate, the one at `lr` first."""
-    optimizer = build_optimizer(model, config.optimizer, device=torch.device("meta"))
-    groups: dict[float, Group] = {}
-    for group in optimizer.param_groups:
-        peak = float(group["lr"])
-        groups.setdefault(peak, Group(str(group["name"]), peak))
+def _groups(course: Course) -> list[Group]:
+    """The optimizer's groups, one for each rate of its own, the one at `lr` first."""
+    last = course.stretches[-1]
+    groups: dict[tuple[float, ...], Group] = {}
+    for name, peak in last.peaks.items():
+        groups.setdefault(course.peaks(name), Group(name, peak))
     return list(groups.values())
 
 
