@@ -93,12 +93,13 @@ class RateJump:
         )
 
     def values(self) -> dict[str, Any]:
-        """The change for machines; `lr_before` and `lr_after` are those of the first group."""
+        """The change for machines; `lr_before`, `lr_after`: of the group logged from then on."""
         before, after = self.before or {}, self.after or {}
+        logged = next(iter(after), "")
         return {
             "policy": self.change.policy,
-            "lr_before": next(iter(before.values()), None),
-            "lr_after": next(iter(after.values()), None),
+            "lr_before": before.get(logged),
+            "lr_after": after.get(logged),
             "lrs_before": before,
             "lrs_after": after,
             "changed": self.change.model_dump(mode="json")["changed"],

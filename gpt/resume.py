@@ -138,7 +138,9 @@ def _decide(state: _State, config: Config, rate: RatePolicy) -> Start:
     check_changes(
         changed_keys(base, config),
         rate,
-        differs=f"{state.run} is a run of another config",
+        differs=f"{state.run} is a run of another config"
+        if state.step == step_of(state.checkpoint)
+        else f"{state.run} had another config at step {state.step}",
         own=f"go on with its own (--config {state.run / 'config.yaml'})",
     )
     now, policy, notes = _with_restart(state, config, rate), rate, []

@@ -120,9 +120,9 @@ def check_new(config: Config, rate: RatePolicy) -> None:
         )
     if restart is not None:
         raise UserError(
-            f"schedule.restart_step: the schedule of another run began anew at step {restart}; "
-            f"{path} has no checkpoint to go on from, so leave it out "
-            "(--schedule.restart_step null), or check --run.name"
+            f"schedule.restart_step: the schedule would begin anew at step {restart} of a run that "
+            f"goes on, and {path} holds no checkpoint to go on from; check --run.name, or begin a "
+            "new run without it (--schedule.restart_step null)"
         )
 
 

@@ -14,15 +14,19 @@ from matplotlib import image
 
 from gpt.cli.lr_plan import page
 from gpt.config import ModelConfig
-from gpt.configfile import dump_config
+from gpt.configfile import dump_config, load_config
 from gpt.data import open_data
-from gpt.errors import UserError
+from gpt.errors import Stopped, UserError
 from gpt.lr.plan import RunPlan, make_plan
 from gpt.lr.plan_files import draw_png, drawn_steps
+from gpt.metrics import read_metrics
 from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
 from gpt.plan import Plan
+from gpt.ratepolicy import with_keys
+from gpt.train import train
 from tests.conftest import ConfigMaker
 from tests.test_contract import Ended, command
+from tests.test_resume import stop_at
 
 PlanCommand = Callable[..., Ended]
 
@@ -382,3 +386,164 @@ def test_training_prints_the_lint(make_config, tmp_path):
     assert all(" → --optimizer." in line for line in lines)
     quiet = command("gpt-train", "--config", str(config), "--run.name", "quiet")
     assert "lint " not in quiet.stderr
+
+
+# A run that goes on at another rate --------------------------------------------------------------
+
+
+@pytest.fixture
+def run_command(make_config: ConfigMaker, tmp_path: Path) -> PlanCommand:
+    """Runs `gpt-lr plan` on the config of a run of 12 steps that stopped at step 6."""
+    config = make_config(
+        model__n_layer="1",
+        optimizer__name="muon",
+        optimizer__adamw_lr="2e-3",
+        schedule__warmup_steps="3",
+        eval__every_steps="100",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, [5])
+        with pytest.raises(Stopped):
+            train(config)
+    saved = str(tmp_path / "runs" / "tiny" / "config.yaml")
+    return lambda *arguments: command("gpt-lr", "plan", "--config", saved, *arguments)
+
+
+REWARM = ("--rate", "rewarm", "--train.max_steps", "20", "--optimizer.lr", "4e-3")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_is_what_a_run_with_changed_rates_really_used(run_command, tmp_path):
+    """To the last bit: drawn before, used, and drawn after, with three changes on the way."""
+    saved = str(tmp_path / "runs" / "tiny" / "config.yaml")
+    changes = (
+        REWARM,
+        ("--rate", "override", "--optimizer.adamw_lr", "1e-3", "--train.max_steps", "24"),
+        ("--rate", "extend", "--train.max_steps", "30"),
+    )
+    for change in changes:
+        ended = run_command(*change, "--csv", str(tmp_path / "before.csv"))
+        assert ended.returncode == 0, ended.stderr
+        assert command("gpt-train", "--config", saved, *change).returncode == 0
+        used = [r["lr"] for r in read_metrics(tmp_path / "runs" / "tiny") if r["kind"] == "train"]
+        rows = rows_of(tmp_path / "before.csv")
+        assert [float(row["lr"]) for row in rows] == used
+    assert len(used) == 30
+    ended = run_command("--csv", str(tmp_path / "after.csv"))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "after.csv").read_text() == (tmp_path / "before.csv").read_text()
+    assert float(rows[5]["lr_embeddings"]) == pytest.approx(0.2 * float(rows[5]["lr"]))
+    assert float(rows[24]["lr_embeddings"]) == pytest.approx(0.25 * float(rows[24]["lr"]))
+    words = ["changed  rewarm at step 6", "changed  override at step 20", "extend at step 24"]
+    assert all(word in ended.stdout for word in words)
+    assert "policy " not in ended.stdout
+
+
+def test_the_page_and_its_json_say_the_policy(run_command):
+    shown = run_command(*REWARM).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("policy ")]
+    assert "rewarm from step 6 on: " in line
+    assert " after (matrices), " in line
+    assert "optimizer.lr 0.01 → 0.004" in line
+    assert "first 0.001 at step 0, peak 0.01 at step 3, end 0.0004 at step 19" in shown
+    assert "warmup 0-2, decay 3-5, warmup 6-8, decay 9-19" in shown
+    plan = json.loads(run_command(*REWARM, "--json").stdout)
+    schedule = plan["schedule"]
+    assert plan["steps"] == 20
+    assert schedule["policy"]["step"] == 6
+    assert schedule["policy"]["policy"] == "rewarm"
+    old = Plan("warmup_cosine", 12, 3, 0.1, 0.1).rate(6, 1e-2)
+    assert schedule["policy"]["lr_before"] == pytest.approx(old)
+    assert schedule["policy"]["lr_after"] == pytest.approx(4e-4)
+    assert schedule["policy"]["changed"]["schedule.restart_step"] == [None, 6]
+    assert schedule["earlier"] == []
+    assert [phase["first_step"] for phase in schedule["phases"]] == [0, 3, 6, 9]
+
+
+def test_a_policy_is_drawn_for_another_step(run_command, tmp_path):
+    for step in (2, 6, 9, 12):
+        ended = run_command(*REWARM, "--at", str(step), "--csv", str(tmp_path / "rate.csv"))
+        assert ended.returncode == 0, ended.stderr
+        assert f"rewarm from step {step} on" in ended.stdout
+        rates = [float(row["lr"]) for row in rows_of(tmp_path / "rate.csv")]
+        old = Plan("warmup_cosine", 12, 3, 0.1, 0.1)
+        new = Plan("warmup_cosine", 20, 3, 0.1, 0.1, origin=step)
+        expected = [old.rate(s, 1e-2) for s in range(step)]
+        expected += [new.rate(s, 4e-3) for s in range(step, 20)]
+        assert rates == pytest.approx(expected)
+
+
+def test_an_accepted_change_that_no_checkpoint_has_is_drawn(run_command, tmp_path, monkeypatch):
+    """Killed before its first save: the run goes on so, and may be changed again."""
+
+    def killed(*arguments: object) -> None:
+        raise MemoryError
+
+    saved = str(tmp_path / "runs" / "tiny" / "config.yaml")
+    monkeypatch.setattr("gpt.train.step_once", killed)
+    with pytest.raises(MemoryError):
+        command("gpt-train", "--config", saved, *REWARM)
+    assert "policy   rewarm from step 6 on" in run_command().stdout
+    longer = ("--rate", "extend", "--train.max_steps", "30")
+    shown = run_command(*longer).stdout
+    assert "policy   extend from step 6 on" in shown
+    shown = run_command(*longer, "--at", "10").stdout
+    assert "changed  rewarm at step 6" in shown
+    assert "policy   extend from step 10 on" in shown
+    assert "warmup 6-8, decay 9-9, decay 10-29" in shown
+
+
+def test_the_picture_of_a_policy(run_command, tmp_path, monkeypatch):
+    config = load_config(tmp_path / "runs" / "tiny" / "config.yaml")
+    changed = with_keys(config, {"optimizer.lr": 4e-3, "train.max_steps": 20})
+    plan = make_plan(changed, rate="override")
+    (axes,) = drawn(plan, tmp_path / "rate.png", monkeypatch).axes
+    dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert len(dashed) == 2
+    old = Plan("warmup_cosine", 12, 3, 0.1, 0.1)
+    assert list(dashed[0].get_xdata()) == list(range(6, 12))
+    assert list(dashed[0].get_ydata()) == [old.rate(step, 1e-2) for step in range(6, 12)]
+    curve = next(line for line in axes.get_lines() if len(line.get_xdata()) == 20)
+    new = Plan("warmup_cosine", 20, 3, 0.1, 0.1)
+    assert list(curve.get_ydata()[6:]) == [new.rate(step, 4e-3) for step in range(6, 20)]
+    for width in (40, 100):
+        assert any("┤" in line for line in page(plan, width))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--rate", "rewarm", "--run.name", "new"), "new holds no checkpoint"),
+        (("--rate", "keep", "--run.name", "new"), "new holds no checkpoint"),
+        (("--rate", "keep", "--optimizer.lr", "1e-3"), "(--rate rewarm or override)"),
+        (("--rate", "extend", "--optimizer.lr", "1e-3"), "say --rate rewarm or override"),
+        (("--rate", "override", "--model.n_layer", "2"), "model.n_layer: 1 there, 2 now"),
+        (("--rate", "extend", "--train.max_steps", "6"), "all 6 steps of the run are done"),
+        (("--at", "5"), "give --rate extend, rewarm or override too"),
+        (("--rate", "keep", "--at", "5"), "give --rate extend, rewarm or override too"),
+        (("--rate", "rewarm", "--at", "0"), "--at 0: "),
+        (("--rate", "rewarm", "--at", "x"), "--at x: "),
+        ((*REWARM, "--at", "13"), "--at 13: by the plan that it has had so far, the run ends at"),
+        (("--rate", "rewarm", "--at", "12"), "cannot begin anew at step 12 of a run of 12"),
+        (("--schedule.restart_step", "4"), "schedule.restart_step: step 4"),
+    ],
+)
+def test_mistakes_with_a_policy_are_one_line(run_command, options, named):
+    ended = run_command(*options)
+    assert ended.returncode == 2, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert named in errors[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_without_a_policy_a_run_in_the_way_changes_nothing(run_command):
+    """The plan of a config is that of a new run, be its name taken or not."""
+    taken = run_command("--optimizer.lr", "1e-3", "--json")
+    free = run_command("--optimizer.lr", "1e-3", "--run.name", "free", "--json")
+    assert taken.returncode == 0, taken.stderr
+    assert taken.stdout == free.stdout

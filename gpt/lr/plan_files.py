@@ -78,7 +78,7 @@ def draw_png(plan: RunPlan, path: Path) -> None:
     title = f"{plan.config.run.name}: {plan.schedule.name}"
     if plan.jump is not None:
         change = plan.jump.change
-        title += f", {change.policy} from step {change.step:,} on"
+        title += f", {change.policy} from step {change.step:,} on (dashed: without it)"
         axes.axvline(change.step, color=INK, linewidth=1.2)
     figure.suptitle(title, fontsize=12, color=INK)
     try:
