@@ -578,8 +578,8 @@ def schedule_problems(config: Config, total_steps: int) -> Iterator[Contradictio
     if restart is not None and steps < 1:
         yield Contradiction(
             ("schedule.restart_step", "train.max_steps"),
-            f"the schedule cannot begin anew at step {restart} of a run of {total_steps} steps; "
-            "train longer, or set restart_step to null",
+            f"the schedule cannot begin anew at step {restart} of a run of {total_steps} steps, "
+            "since none is left; train longer",
         )
         return
     where = f"a run of {steps}" if restart is None else f"the {steps} steps from {restart} on"

@@ -150,11 +150,14 @@ def _decide(state: _State, config: Config, rate: RatePolicy) -> Start:
             f"({state.pending[-1].policy}), after its newest whole checkpoint; that change counts "
             f"from step {state.step:,} now"
         )
-    if rate != "keep" and not changed_keys(base, now):
-        notes.append(f"rate     {rate} changes nothing: the config is the run's own already")
-    if state.pending and (rate == "keep" or not changed_keys(base, now)):
+    is_new = bool(changed_keys(base, now))
+    if state.pending and not (rate != "keep" and is_new):
         policy = state.pending[-1].policy
     change = _change(policy, state.step, state.made, now)
+    if rate != "keep" and not is_new:
+        notes.append(f"rate     {rate} changes nothing: the config is the run's own already")
+    elif rate != "keep" and change is None:
+        notes.append(f"rate     {rate} takes back what no checkpoint was made with yet")
     return Start(now, state.checkpoint, state.step, state.made, state.past, change, tuple(notes))
 
 

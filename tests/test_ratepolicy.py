@@ -319,6 +319,23 @@ def test_a_change_can_be_changed_before_it_was_ever_saved(
     assert final_state(config, 16) == final_state(direct, 16)
 
 
+def test_a_change_that_was_never_saved_can_be_taken_back(
+    quick: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = quick()
+    stopped_run(config, monkeypatch)
+    plain = copied(config, "plain")
+    train(plain)
+    killed_at(monkeypatch, 7)
+    with pytest.raises(MemoryError):
+        train(quick(optimizer__lr="1e-1"), rate="override")
+    monkeypatch.undo()
+    train(config, rate="override")
+    assert "takes back what no checkpoint was made with yet" in capsys.readouterr().err
+    assert read_record(run_of(config)) == []
+    assert final_state(config, 12) == final_state(plain, 12)
+
+
 def test_a_kill_while_the_change_is_written_leaves_the_run_as_it_was_planned(
     quick: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
