@@ -137,7 +137,7 @@ def _changed(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
     same_seed = before.run.model_copy(update={"seed": now.run.seed})
     before = with_lr(before.model_copy(update={"run": same_seed}), lr)
     now = with_lr(now, lr)
-    changed = changed_keys(before, now)
+    changed: list[tuple[str, Any, Any]] = [*changed_keys(before, now)]
     for name in COMPARABLE_KEYS:
         section, key = name.split(".")
         was, value = (getattr(getattr(config, section), key) for config in (before, now))
