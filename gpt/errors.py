@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_USER = 2
+EXIT_FINDINGS = 3
 _only_warnings = False
 
 
@@ -52,14 +53,20 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's body and turns its end into the exit code that the shell sees."""
+def run_command(
+    command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """Runs a command's body and turns its end into the exit code that the shell sees.
+
+    A body that ends well is 0, unless it returns another code.
+    """
+    code = 0
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _raise_stopped) if in_main else None
     try:
-        command(sys.argv[1:] if argv is None else argv)
+        code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
     except UserError as error:
         for line in error.lines:
@@ -75,4 +82,4 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)
-    return 0
+    return code

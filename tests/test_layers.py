@@ -29,8 +29,15 @@ LAYERS = [
         "sampling",
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
-    | {"health.finding"},
+    | {"health.finding", "report"},
     {"foreign", "health.diagnose"},
+    {"report.config_keys", "report.coverage", "report.intervals", "report.markup"}
+    | {"report.standing", "report.summary", "report.thin"},
+    {"report.figures", "report.judged", "report.seeds"},
+    {"report.compare", "report.marks", "report.sketch", "report.watch", "report.words"},
+    {"report.answer", "report.charts", "report.sections"},
+    {"report.comparison_page", "report.terminal_plot"},
+    {"report.page", "report.terminal"},
     {"checkpoint"},
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
     {"lr.lint", "lr.lint_optimizer", "resume"},
@@ -44,7 +51,6 @@ LAYERS = [
     {"lr.find_plot", "lr.plan_files", "lr.sweep_plot", "lr.sweep"}
     | {f"lr.lessons.{name}" for name in LESSONS},
     {"lr.lessons"},
-    {"report"},
     {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr", "cli.report"}
     | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]
@@ -86,7 +92,7 @@ def imported(path: Path) -> set[str]:
             assert node.module is not None
             names.add(node.module)
             # `from gpt import model` names modules too.
-            if node.module in ("gpt", "gpt.cli", "gpt.lr", "gpt.lr.lessons"):
+            if node.module in ("gpt", "gpt.cli", "gpt.lr", "gpt.lr.lessons", "gpt.report"):
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
     found = {name.removeprefix("gpt.") for name in names if name.startswith("gpt.")}
     return {name for name in found if name in MODULES or name in LAYER}

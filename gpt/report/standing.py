@@ -1,0 +1,114 @@
+"""Where a run stands: waiting, running, stopped or finished, and how it is continued."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt.config import Config
+from gpt.history import History
+
+try:
+    import fcntl
+except ImportError:  # Windows: whether a run is still going cannot be seen there
+    fcntl = None  # type: ignore[assignment]
+
+State = Literal["waiting", "running", "stopped", "finished", "ended"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        state: `ended`: a log that nobody can say more of.
+        words: the state in words.
+        go_on: the command that continues the run; empty where there is none.
+        go_on_words: what that command does.
+    """
+
+    state: State
+    words: str
+    go_on: str = ""
+    go_on_words: str = ""
+
+
+def standing(history: History) -> Standing:
+    """Judges from the log, and for a run of ours from its directory and its lock."""
+    ours = history.source == "gpt-train" and history.config is not None
+    if ours and history.path is not None:
+        return _of_ours(history, history.path)
+    at, total = history.last_step, history.total_steps
+    if total is not None and at < total and not history.finished:
+        return Standing("stopped", f"its log ends at step {at:,} of {total:,}")
+    if total is not None:
+        return Standing("finished", f"finished: all {total:,} steps are done")
+    return Standing("ended", f"its log ends at step {at:,}; how long it was meant to be is unknown")
+
+
+def is_running(run: Path) -> bool:
+    """Whether a process holds the run's directory; False where the system cannot tell."""
+    try:
+        with (run / ".lock").open("rb") as lock:
+            if fcntl is None or not lock.read(20).strip():
+                return False
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def _of_ours(history: History, run: Path) -> Standing:
+    at, total = history.last_step, history.total_steps
+    if is_running(run):
+        begun = at > 0
+        return Standing("running", "still running" if begun else "running; no step is logged yet")
+    if history.finished and total is not None and at >= total:
+        words = f"finished: all {total:,} steps are done"
+        command, longer = _longer(history.config, run, at)
+        return Standing("finished", words, command, longer)
+    end = next((event for event in reversed(history.events) if event.get("event") == "end"), {})
+    reason = next((end[key] for key in ("ending", "reason", "why") if end.get(key)), None)
+    go_on = shlex.join(["gpt-train", "--config", str(run / "config.yaml")])
+    if not len(history.train) and not len(history.evals):
+        return Standing("waiting", "not begun: no step is logged", go_on, "trains it")
+    broken = next((e for e in reversed(history.events) if e.get("event") == "nonfinite"), None)
+    if broken is not None and broken.get("step", 0) >= at:
+        what = broken.get("what", "loss")
+        words = f"stopped: after step {at:,} the {what} was no finite number"
+        return Standing("stopped", words, go_on, "goes on from the last checkpoint, as it was")
+    if history.finished:
+        why = f": {reason}" if reason else ""
+        return Standing("finished", f"finished at step {at:,}{why}", go_on, _from(run))
+    return Standing("stopped", f"stopped at step {at:,}", go_on, _from(run))
+
+
+def _from(run: Path) -> str:
+    """What the run would go on from, in words; a checkpoint has its manifest written last."""
+    folders = sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8 + "*"))
+    whole = [folder for folder in folders if (folder / "manifest.json").is_file()]
+    if not whole:
+        return "begins anew: it holds no checkpoint"
+    return f"goes on from step {int(whole[-1].name.removeprefix('step-')):,}"
+
+
+def _longer(config: Config | None, run: Path, steps: int) -> tuple[str, str]:
+    """The command that trains a finished run on, to twice its length."""
+    train = config.train if config else None
+    limits: dict[str, float | None] = {}
+    if train is not None:
+        limits = {
+            "max_steps": train.max_steps,
+            "max_tokens": train.max_tokens,
+            "max_epochs": train.max_epochs,
+        }
+    words = ["gpt-train", "--config", str(run / "config.yaml")]
+    for key, value in limits.items():
+        if value is not None:
+            words += [f"--train.{key}", f"{2 * value:.12g}"]
+    if len(words) == 3:
+        words += ["--train.max_steps", str(2 * steps)]
+    return shlex.join([*words, "--rate", "extend"]), "would train it to twice its length"
