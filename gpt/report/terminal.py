@@ -128,11 +128,13 @@ def _finding(number: int, finding: Finding, width: int) -> Iterator[str]:
 def _side_by_side(runs: Sequence[Judged], width: int) -> Iterator[str]:
     rows = [[shown(cell) for cell in row] for row in words.side_by_side(runs)]
     columns = list(words.COLUMNS)
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    if sum(widths) + 2 * (len(widths) - 1) <= width:
-        for row in [columns, *rows]:
-            yield "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        return
+    for count in (len(columns), len(columns) - 1):  # the findings come once more, below
+        kept = [row[:count] for row in (columns, *rows)]
+        widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+        if sum(widths) + 2 * (count - 1) <= width:
+            for row in kept:
+                yield "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            return
     for row in rows:  # too narrow for a table
         yield row[0]
         pairs = [f"{name} {value}" for name, value in zip(columns[1:], row[1:], strict=True)]
