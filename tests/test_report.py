@@ -60,7 +60,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_healthy_run_exits_0_and_says_so(run: Path) -> None:
     code, out, err = report(run)
     assert code == 0, err
-    assert "healthy: nothing wrong can be seen" in out
+    assert "healthy, nothing wrong can be seen" in out
     assert "\x1b" not in out
     for words_of in ("step 2,000 of 2,000 (100%)", "bits/byte", "3e-05 first", "tokens/s", "norm"):
         assert words_of in out

@@ -19,6 +19,7 @@ from gpt.report.figures import (
 from gpt.report.marks import Mark, mark_trace, place_marks
 
 MOST_BLOCKS = 8
+LONG = 300
 MOST_ROWS = 200
 MOST_COLUMNS = 120
 
@@ -307,16 +308,31 @@ def _simple(
 
 
 def _lines(table: Table, columns: dict[str, str], *, positive: bool = False) -> list[Line]:
-    """Lines of the columns that hold any finite (and positive) number."""
+    """Lines of the columns that hold any finite (and positive) number.
+
+    Of a long and rough series the line is smoothed, and the single values stand faint behind it.
+    """
     lines: list[Line] = []
+    behind: list[Line] = []
     for column, label in columns.items():
         steps, values = finite(table["step"], table[column])
         if positive:
             steps, values = steps[values > 0], values[values > 0]
-        if len(steps):
-            color, dash = style(len(lines))
-            lines.append(Line(label, steps, values, color, dash))
-    return lines
+        if not len(steps):
+            continue
+        color, dash = style(len(lines))
+        if _is_rough(values):
+            behind.append(Line("", steps, values, color, width=1, faint=True))
+            values = np.array(smooth([int(step) for step in steps], values.tolist()))
+            label += ", smoothed"
+        lines.append(Line(label, steps, values, color, dash))
+    return [*behind, *lines]
+
+
+def _is_rough(values: Column) -> bool:
+    """Whether a line through all values would be a band."""
+    spread = float(values.std())
+    return len(values) >= LONG and bool(np.diff(values).std() > 0.3 * spread > 0)
 
 
 def _spans(lines: Sequence[Line]) -> str:
@@ -326,4 +342,5 @@ def _spans(lines: Sequence[Line]) -> str:
         f"{line.values[-1]:.3g} at step {line.steps[-1]:,.0f}, "
         f"between {line.values.min():.3g} and {line.values.max():.3g}"
         for line in lines
+        if line.label
     )

@@ -67,10 +67,9 @@ def _keys(comparison: Comparison) -> Html:
 
 def _findings(runs: Sequence[Judged], names: Sequence[str]) -> list[Html]:
     parts: list[Html] = []
+    without = words.without_findings(runs, names)
     for name, run in zip(names, runs, strict=True):
-        parts.append(tag("h3", name))
         if not run.findings:
-            parts.append(tag("p", words.verdict(run)))
             continue
         items = [
             tag(
@@ -81,8 +80,8 @@ def _findings(runs: Sequence[Judged], names: Sequence[str]) -> list[Html]:
             )
             for finding in run.findings
         ]
-        parts.append(tag("ol", *items))
-    return parts
+        parts += [tag("h3", name), tag("ol", *items)]
+    return [*parts, *(tag("p", line) for line in without)]
 
 
 def comparison_charts(runs: Sequence[Judged]) -> list[Chart]:

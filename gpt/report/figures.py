@@ -48,7 +48,7 @@ class Line:
         color: of the line.
         dash: plotly's name of its dash.
         width: in pixels.
-        faint: whether it stands behind the others.
+        faint: whether it stands behind the others, out of the legend if it has no label.
         markers: whether each point is marked.
     """
 
@@ -109,7 +109,12 @@ def line_figure(
     drawn = [_trace(line) for line in lines]
     figure: Figure = {
         "data": drawn,
-        "layout": layout("optimizer step", y_title, legend=len(drawn) > 1, height=height),
+        "layout": layout(
+            "optimizer step",
+            y_title,
+            legend=sum(bool(line.label) for line in lines) > 1,
+            height=height,
+        ),
     }
     axis = figure["layout"]["yaxis"]
     if log_y:
@@ -162,6 +167,9 @@ def _trace(line: Line) -> Figure:
     }
     if line.faint:
         trace["opacity"] = 0.35
+    if not line.label:
+        trace |= {"showlegend": False, "hoverinfo": "skip"}
+        del trace["hovertemplate"]
     if pointed:
         trace["marker"] = {"size": 6, "color": line.color}
     return trace

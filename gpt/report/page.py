@@ -63,7 +63,7 @@ def page(
         tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
-        _reload_without_script(reload_s),
+        _without_script(reload_s),
         tag("title", f"{title} – training report"),
         Html(f"<style>{_resource('page.css')}</style>"),
     )
@@ -124,10 +124,10 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _reload_without_script(reload_s: float | None) -> Html | None:
-    if reload_s is None:
-        return None
-    return tag("noscript", tag("meta", http_equiv="refresh", content=f"{reload_s:g}"))
+def _without_script(reload_s: float | None) -> Html:
+    """Where no script runs: still pictures take the room that they need, and the page reloads."""
+    again = tag("meta", http_equiv="refresh", content=f"{reload_s:g}") if reload_s else None
+    return tag("noscript", tag("style", ".chart { min-height: 0 !important; }"), again)
 
 
 def _plotly() -> str:

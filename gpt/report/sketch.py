@@ -1,5 +1,6 @@
 """A chart as a still picture: what a page shows until its script has drawn, or without one."""
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ from gpt.report.figures import Figure
 from gpt.report.markup import Html, tag, together
 from gpt.report.thin import thin
 
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 12, 28
+_WIDTH, _HEIGHT = 520, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 32, 28
 _MOST_POINTS = 240
 _DASHES = {"dash": "7 4", "dot": "2 4", "dashdot": "7 4 2 4", "longdash": "12 4"}
 _TICKS = 4
@@ -33,7 +34,7 @@ def sketch(figure: Figure, label: str) -> Html | None:
     if figure["layout"]["yaxis"].get("rangemode") == "tozero":
         low = min(low, 0.0)
     frame = _Frame(_spread(float(xs.min()), float(xs.max())), _spread(low, high))
-    drawn: list[Html] = [*_axes(frame, is_log=is_log)]
+    drawn = [*_axes(frame, is_log=is_log), *_legend(lines)]
     for trace, (x, y) in zip(lines, series, strict=True):
         drawn.append(_mark(frame, trace, x, y) if _is_marks(trace) else _line(frame, trace, x, y))
     return tag(
@@ -84,20 +85,56 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 
 def _axes(frame: _Frame, *, is_log: bool) -> list[Html]:
     drawn = []
-    for value in _ticks(frame.y_ends):
+    for value in _even(frame.y_ends) if is_log else _round(frame.y_ends):
         height = f"{frame.y(value):.1f}"
         shown = f"{10**value:.2g}" if is_log else f"{value:.3g}"
         drawn.append(tag("path", d=f"M{_LEFT} {height}H{_WIDTH - _RIGHT}", class_="grid"))
         drawn.append(tag("text", shown, x=_LEFT - 6, y=height, class_="tick y"))
-    for value in _ticks(frame.x_ends):
+    for value in _round(frame.x_ends):
         place = f"{frame.x(value):.1f}"
-        drawn.append(tag("text", f"{value:,.0f}", x=place, y=_HEIGHT - 8, class_="tick x"))
+        drawn.append(tag("text", f"{value:,g}", x=place, y=_HEIGHT - 8, class_="tick x"))
     return drawn
 
 
-def _ticks(ends: Sequence[float]) -> list[float]:
+def _even(ends: Sequence[float]) -> list[float]:
     low, high = ends
     return [low + (high - low) * part / _TICKS for part in range(_TICKS + 1)]
+
+
+def _round(ends: Sequence[float]) -> list[float]:
+    """Round numbers between the ends, about _TICKS of them."""
+    low, high = ends
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.99 * rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _legend(lines: Sequence[Figure]) -> list[Html]:
+    """Each line with its name, as many as fit beside each other."""
+    drawn = []
+    x = float(_LEFT)
+    for trace in lines:
+        name = html.unescape(trace["name"])
+        if trace.get("showlegend") is False or _is_marks(trace):
+            continue
+        if x + 40 + 6 * len(name) > _WIDTH:
+            break
+        style = trace["line"]
+        drawn.append(
+            tag(
+                "path",
+                d=f"M{x:.0f} 14h24",
+                stroke=style["color"],
+                stroke_width=style["width"],
+                stroke_dasharray=_DASHES.get(style["dash"]),
+                opacity=trace.get("opacity"),
+            )
+        )
+        drawn.append(tag("text", name, x=f"{x + 30:.0f}", y=14, class_="tick name"))
+        x += 48 + 6 * len(name)
+    return drawn if len(drawn) > 2 else []
 
 
 def _line(frame: _Frame, trace: Figure, x: Column, y: Column) -> Html:

@@ -6,6 +6,9 @@ import numpy as np
 
 from gpt.history import Column, History, Table, finite
 
+# Logged steps: the mean of more would lag behind a loss that still falls.
+_MOST_AVERAGED = 100
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -59,7 +62,7 @@ def summarize(history: History) -> Summary:
     """The numbers of a run as far as its log goes."""
     train, evals = history.train, history.evals
     steps, losses = finite(train["step"], train["loss"])
-    window = max(1, len(losses) // 20)
+    window = min(_MOST_AVERAGED, max(1, len(losses) // 20))
     means = _running_mean(losses, window)
     best = int(means.argmin()) if len(means) else None
     val_steps, val_losses = finite(evals["step"], evals["val_loss"])

@@ -43,9 +43,13 @@ def runs_page(runs: Sequence[Judged], width: int) -> Iterator[str]:
     yield from _differing(comparison, width)
     yield from _differences(comparison, width)
     for name, run in zip(comparison.names, runs, strict=True):
+        if run.findings:
+            yield ""
+            yield f"{shown(name)}: {words.verdict(run)}"
+            yield from _findings(run, width)
+    for line in words.without_findings(runs, comparison.names):
         yield ""
-        yield f"{shown(name)}: {words.verdict(run)}"
-        yield from _findings(run, width)
+        yield from wrapped("verdict", line, width)
 
 
 def wrapped(label: str, text: str, width: int, heading: str | None = None) -> list[str]:

@@ -27,7 +27,7 @@ TITLES = {
 }
 COLUMNS: tuple[str, ...] = ("run", "state", "step", "train", "val", "best val")
 COLUMNS += ("bits/byte", "peak lr", "time", "findings")
-HEALTHY = "healthy: nothing wrong can be seen"
+HEALTHY = "healthy, nothing wrong can be seen"
 
 
 def title(finding: Finding) -> str:
@@ -102,6 +102,15 @@ def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def without_findings(runs: Sequence[Judged], names: Sequence[str]) -> list[str]:
+    """The runs in which nothing was found, a line for each outcome."""
+    by_outcome: dict[str, list[str]] = {}
+    for name, run in zip(names, runs, strict=True):
+        if not run.findings:
+            by_outcome.setdefault(verdict(run), []).append(name)
+    return [f"{outcome}: {', '.join(names)}" for outcome, names in by_outcome.items()]
+
+
 def signals(judged: Judged) -> list[str]:
     """What the verdict rests on, and what could not be checked, a line each."""
     has = judged.coverage.signals
@@ -137,7 +146,7 @@ def _where(summary: Summary) -> str:
     if summary.tokens is not None:
         parts.append(f"{summary.tokens:,} tokens")
     if summary.epochs is not None:
-        parts.append(f"{summary.epochs:.2f} epochs")
+        parts.append(f"{summary.epochs:,.2f} epochs")
     if summary.seconds is not None:
         parts.append(duration(summary.seconds))
     return ", ".join(parts)
@@ -147,7 +156,7 @@ def _train(summary: Summary) -> str:
     if summary.train_loss is None:
         return ""
     window = summary.train_window
-    over = f"mean of the last {window} logged steps" if window > 1 else "last logged step"
+    over = f"mean of the last {window:,} logged steps" if window > 1 else "last logged step"
     text = f"{summary.train_loss:.4f} nats/token ({over})"
     if summary.best_train_loss is not None and summary.best_train_step is not None:
         text += f", best {summary.best_train_loss:.4f} at step {summary.best_train_step:,}"
