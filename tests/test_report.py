@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -263,6 +264,11 @@ def test_standing_of_a_running_run(tmp_path: Path) -> None:
         assert is_running(run)
         assert standing(read_run(run)).state == "running"
     assert not is_running(run)
+    with (run / ".lock").open("w") as lock:  # as the run's process does, at its own end
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        assert standing(read_run(run)).state == "stopped"
     # Asking does not hold the lock.
     with (run / ".lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -144,7 +144,7 @@ def test_a_live_page_reloads_and_the_last_one_does_not(tmp_path: Path) -> None:
         assert first.startswith("live: step 100 of 200")
         while not page.exists():
             time.sleep(0.02)
-        assert '"reload_s":0.1' in page.read_text(encoding="utf-8")
+        assert '"reload_s":2.0' in page.read_text(encoding="utf-8")
         append(run, [line for line in LINES if line["step"] > 100])
         assert process.stdout.readline().startswith("live: step 200 of 200")
     rest = process.communicate(timeout=20)[0]

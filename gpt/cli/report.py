@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 EVERY_S = 5.0
+LEAST_RELOAD_S = 2.0  # a page that reloads more often can hardly be read
 MOST_STEPS = 10**7
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -147,7 +148,7 @@ def _watch(arguments: argparse.Namespace) -> "list[Judged]":
         else:
             print("\n".join(progress(run) for run in runs), flush=True)
         if arguments.html is not None:
-            _write(arguments.html, runs, reload_s=every)
+            _write(arguments.html, runs, reload_s=max(every, LEAST_RELOAD_S))
 
     def wait(missing: Sequence[Path]) -> None:
         names = ", ".join(str(path) for path in missing)

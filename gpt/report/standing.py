@@ -1,5 +1,6 @@
 """Where a run stands: waiting, running, stopped or finished, and how it is continued."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,14 @@ def standing(history: History) -> Standing:
 
 
 def is_running(run: Path) -> bool:
-    """Whether a process holds the run's directory; False where the system cannot tell."""
+    """Whether another process holds the run's directory; False where the system cannot tell.
+
+    The run's own process, which asks once it has trained, is no other.
+    """
     try:
         with (run / ".lock").open("rb") as lock:
-            if fcntl is None or not lock.read(20).strip():
+            holder = lock.read(20).strip()
+            if fcntl is None or not holder or holder == str(os.getpid()).encode():
                 return False
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
