@@ -19,11 +19,22 @@ class Batches:
     its own offset. Nothing is remembered between calls.
     """
 
-    def __init__(self, split: Split, context_len: int, batch_size: int, seed: int) -> None:
-        """Takes the training split; `UserError` where it is shorter than one window."""
+    def __init__(
+        self,
+        split: Split,
+        context_len: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+    ) -> None:
+        """Takes the training split; `UserError` where it is shorter than one window.
+
+        Without `shuffle` the windows come in the text's order.
+        """
         check_context(split.n_tokens, context_len)
         self._split, self._context_len, self._batch_size = split, context_len, batch_size
-        self._seed = seed
+        self._seed, self._shuffle = seed, shuffle
         self.n_windows, self._left_over = divmod(split.n_tokens - 1, context_len)
 
     def batch(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
@@ -43,7 +54,9 @@ class Batches:
             digest = hashlib.blake2b(f"{self._seed} {epoch}".encode(), digest_size=16).digest()
             key, shift = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
             here = [s % self.n_windows for s in samples if s // self.n_windows == epoch]
-            windows = permute(np.array(here, dtype=np.uint64), self.n_windows, key)
+            windows = np.array(here, dtype=np.uint64)
+            if self._shuffle:
+                windows = permute(windows, self.n_windows, key)
             offset = shift % (self._left_over + 1)
             yield [offset + int(window) * self._context_len for window in windows]
 

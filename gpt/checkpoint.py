@@ -61,7 +61,13 @@ class Progress:
     evals_since_best: int = 0
     train_loss_sum: float = 0.0
     train_loss_steps: int = 0
-    skipped_steps: int = 0
+    skipped_steps: int = 0  # that fp16's scale overflowed in; the same batch came again
+    skipped_batches: int = 0  # that were passed over; the next batch is step + skipped_batches
+    skips_in_row: int = 0
+    guard_losses: list[float] = field(default_factory=list)
+    guard_norms: list[float] = field(default_factory=list)
+    interval: dict[str, float] = field(default_factory=dict)  # since the last line of the log
+    noise: list[float] = field(default_factory=list)
 
 
 @dataclass

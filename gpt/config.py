@@ -84,6 +84,11 @@ class DataConfig(Section):
     )
     text_field: str = Field("text", description="field or column of .jsonl .csv .parquet to read")
     encoding: str = Field("utf-8", description="encoding of the text files, as Python names it")
+    shuffle: bool = Field(
+        True,
+        description="draw each epoch's windows in an order of its own; false: in the text's order, "
+        "which trains worse unless the text is a curriculum",
+    )
     dir: str = Field("data", min_length=1, description="folder that holds the tokenized shards")
 
 
@@ -319,6 +324,20 @@ class TrainConfig(Section):
     )
     grad_clip: Float | None = Field(
         1.0, ge=0, description="largest norm of the gradient; null or 0: no clipping"
+    )
+    skip_limit: Int = Field(
+        5,
+        ge=0,
+        le=1000,
+        description="steps in a row that are skipped because loss or gradient is not finite; the "
+        "run stops at the next one. 0: at the first",
+    )
+    spike_sigma: Float | None = Field(
+        None,
+        ge=3,
+        le=1000,
+        description="skip a step whose loss or gradient norm is so many standard deviations above "
+        "the mean of the last 128; 6 is usual. null: none is skipped for that",
     )
     device: str = Field(
         "auto",

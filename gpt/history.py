@@ -110,7 +110,8 @@ class History:
     @cached_property
     def start(self) -> Record:
         """The event that a run of ours begins with: sizes, device, environment; empty if none."""
-        return next((event for event in self.events if event.get("event") == "run"), {})
+        started = (event for event in reversed(self.events) if event.get("event") == "run")
+        return next(started, {})
 
     @cached_property
     def data_check(self) -> Record:
@@ -145,12 +146,13 @@ def history_of(
 ) -> History:
     """A History from the lines of a metrics.jsonl of ours."""
     events = tuple(record for record in records if record.get("kind") == "event")
-    start = next((event for event in events if event.get("event") == "run"), {})
+    start = next((event for event in reversed(events) if event.get("event") == "run"), {})
     data_check = next((event for event in events if event.get("event") == "data_check"), {})
     train = Table.from_records([r for r in records if r.get("kind") == "train"])
     total = start.get("total_steps")
-    ended = any(event.get("event") == "end" for event in events)
     last = int(train["step"][-1]) if len(train) else 0
+    ends = [event for event in events if event.get("event") in ("end", "diverged", "resumed")]
+    ended = bool(ends) and ends[-1]["event"] != "resumed" and ends[-1].get("how") != "stopped"
     return History(
         name=name,
         source="gpt-train",

@@ -1,6 +1,7 @@
 """One optimizer step, and one evaluation; when they happen is `train`'s business."""
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from torch.nn import functional as F
 from gpt.checkpoint import Training
 from gpt.data import Split, eval_batches
 from gpt.device import autocast, eager
+from gpt.gauges import Gauge
+from gpt.guard import SpikeGuard
+
+OVERFLOW = "overflow"
 
 
 class NonFiniteError(Exception):
@@ -25,33 +30,43 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. `loss` is in nats per token over the whole step, before the update."""
+    """What one step did. `loss` is in nats per token over the whole step, before the update.
+
+    `skipped` says why the weights were not updated: an `overflow` of fp16's scaled gradient, or an
+    outlier, in words, that the guard refused. Empty: they were.
+    """
 
     loss: float
     grad_norm: float
     lr: float
-    clipped: bool
-    update_ratio: float | None
-    skipped: bool
+    clipped: bool = False
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss over the validation tokens."""
+    """Loss over the validation tokens; its standard error is that between batches, None for one."""
 
     loss: float
     bits_per_byte: float
     tokens: int
+    standard_error: float | None = None
 
 
 def train_step(
-    training: Training, inputs: Tensor, targets: Tensor, *, measure_update: bool = False
+    training: Training,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    gauge: Gauge | None = None,
+    guard: SpikeGuard | None = None,
 ) -> StepResult:
     """Forward, backward, clip, update, next rate: (B, T) ids in, one update of the weights.
 
     The batch is worked off in micro-batches; the loss is the mean over all its tokens, so that
     the size of a micro-batch changes nothing but rounding. With fp16, a step whose scaled gradient
-    overflows is skipped: the weights and the schedule stay, the scale shrinks.
+    overflows is skipped: the weights and the schedule stay, the scale shrinks. A step that `guard`
+    calls an outlier is skipped too. `gauge` measures what it was told to.
 
     Raises NonFiniteError, before the update, if loss or gradient is not finite.
     """
@@ -63,38 +78,48 @@ def train_step(
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = gradient_norm(parameters)
     grad_norm, lr = float(norm), float(optimizer.param_groups[0]["lr"])
-    if not math.isfinite(loss):
-        raise NonFiniteError("loss", loss, grad_norm)
-    if not math.isfinite(grad_norm):
-        if not scaler.is_enabled() or scaler.get_scale() <= 1:
-            raise NonFiniteError("gradient", loss, grad_norm)
-        scaler.step(optimizer)  # sees the overflow and leaves the weights alone
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        skipped = _overflow(training, loss, grad_norm)
+    else:
+        skipped = guard.outlier(loss, grad_norm) if guard is not None else ""
+    if skipped:
+        if gauge is not None:
+            gauge.forget()
+        if skipped == OVERFLOW:
+            scaler.step(optimizer)  # sees it and leaves the weights alone
         scaler.update()
-        return StepResult(loss, grad_norm, lr, clipped=False, update_ratio=None, skipped=True)
+        return StepResult(loss, grad_norm, lr, skipped=skipped)
+    if gauge is not None:
+        gauge.gradients()
     limit = training.config.train.grad_clip
     clipped = bool(limit) and grad_norm > float(limit or 0)
     if clipped:
         torch.nn.utils.clip_grads_with_norm_(parameters, float(limit or 0), norm)
-    before = [p.detach().clone() for p in parameters] if measure_update else None
+    if gauge is not None:
+        gauge.before_update()
     scaler.step(optimizer)
     scaler.update()
     training.scheduler.step()
-    ratio = None if before is None else update_ratio(before, parameters)
-    return StepResult(loss, grad_norm, lr, clipped, ratio, skipped=False)
+    if gauge is not None:
+        gauge.after_update()
+    if guard is not None:
+        guard.took(loss, grad_norm)
+    return StepResult(loss, grad_norm, lr, clipped=clipped)
+
+
+def _overflow(training: Training, loss: float, grad_norm: float) -> str:
+    """OVERFLOW where fp16's scale, which can still shrink, explains it; else NonFiniteError."""
+    scaler = training.scaler
+    if not math.isfinite(loss):
+        raise NonFiniteError("loss", loss, grad_norm)
+    if not scaler.is_enabled() or scaler.get_scale() <= 1:
+        raise NonFiniteError("gradient", loss, grad_norm)
+    return OVERFLOW
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """Length of the whole gradient. The one place where several processes would add theirs up."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def update_ratio(before: list[Tensor], after: list[nn.Parameter]) -> float:
-    """Length of the update over length of the weights, ‖Δw‖ / ‖w‖."""
-    moved = torch.nn.utils.get_total_norm(
-        [a.detach() - b for a, b in zip(after, before, strict=True)]
-    )
-    length = float(torch.nn.utils.get_total_norm(before))
-    return float(moved) / length if length > 0 else math.inf
 
 
 @torch.no_grad()
@@ -110,6 +135,7 @@ def evaluate(
     byte_lengths = training.tokenizer.byte_lengths
     model.eval()
     total, tokens, n_bytes = 0.0, 0, 0
+    means: list[float] = []
     with eager(model):
         for inputs, targets in eval_batches(
             split, config.model.context_len, batch_size, config.eval.max_tokens
@@ -118,11 +144,14 @@ def evaluate(
                 return None
             with autocast(device, training.dtype):
                 logits = model(inputs.to(device))
-            total += float(cross_entropy_sum(logits, targets.to(device)))
+            part = float(cross_entropy_sum(logits, targets.to(device)))
+            total += part
+            means.append(part / targets.numel())
             tokens += targets.numel()
             n_bytes += int(np.take(byte_lengths, targets.numpy()).sum())
     loss = total / tokens
-    return Evaluation(loss, total / math.log(2) / max(1, n_bytes), tokens)
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    return Evaluation(loss, total / math.log(2) / max(1, n_bytes), tokens, error)
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:

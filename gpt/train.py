@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
+from gpt.autopsy import Autopsy, examine
 from gpt.build import build_training, continue_or_start
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
@@ -9,15 +12,16 @@ from gpt.data import Batches, Split, TokenData, open_data
 from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_threads
 from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
+from gpt.guard import SpikeGuard
 from gpt.metrics import duration
 from gpt.plot import plot_run
 from gpt.ratepolicy import RatePolicy
 from gpt.record import Recorder, note_evaluation
 from gpt.resume import find_start
-from gpt.rundir import Resume, locked_run, save_run
+from gpt.rundir import Resume, locked_run, newest_checkpoint, save_run
 from gpt.schedule import Plan
 from gpt.signals import StopRequest
-from gpt.step import NonFiniteError, evaluate, train_step
+from gpt.step import OVERFLOW, NonFiniteError, evaluate, train_step
 
 
 def train(
@@ -52,9 +56,15 @@ def train(
             if jump is not None:
                 recorder.event("rate_policy", **jump.values())
             batches = Batches(
-                data.train, config.model.context_len, config.train.batch_size, config.run.seed
+                data.train,
+                config.model.context_len,
+                config.train.batch_size,
+                config.run.seed,
+                shuffle=config.data.shuffle,
             )
+            recorder.begin(data)
             ending = train_until_end(run, training, plan, batches, data.val, recorder, stop)
+            recorder.end(ending)
         report(run, training, plan, ending)
         stop.raise_if_requested()
 
@@ -75,6 +85,9 @@ def train_until_end(
     config, progress = training.config, training.progress
     saved_step = progress.step
     last_save_failed = False
+    guard = None
+    if config.train.spike_sigma is not None:
+        guard = SpikeGuard(config.train.spike_sigma, config.train.skip_limit, progress)
     while True:
         step, limit = progress.step, reached_limit(config, plan, progress.step, progress.seconds)
         if step > progress.evaluated_step and (limit or step % config.eval.every_steps == 0):
@@ -92,29 +105,68 @@ def train_until_end(
                     f"train: the last checkpoint of {run} could not be saved; see above"
                 )
             return limit or "stopped"
-        step_once(run, training, batches, recorder)
+        step_once(run, training, batches, recorder, guard)
 
 
-def step_once(run: Path, training: Training, batches: Batches, recorder: Recorder) -> None:
-    """Takes the next batch and one optimizer step from it, and writes down how it went."""
+def step_once(
+    run: Path, training: Training, batches: Batches, recorder: Recorder, guard: SpikeGuard | None
+) -> None:
+    """Takes the next batch and one optimizer step from it, and writes down how it went.
+
+    A batch that gives no finite numbers, or that the guard refuses, is passed over.
+    """
     progress = training.progress
-    inputs, targets = batches.batch(progress.step)
+    inputs, targets = batches.batch(progress.step + progress.skipped_batches)
+    recorder.before_step()
     try:
-        result = train_step(
-            training, inputs, targets, measure_update=recorder.is_logged(progress.step + 1)
-        )
+        result = train_step(training, inputs, targets, gauge=recorder.gauge, guard=guard)
     except NonFiniteError as error:
-        recorder.event("nonfinite", what=error.what, loss=error.loss, grad_norm=error.grad_norm)
-        raise diverged(run, training, error) from None
-    if result.skipped:  # fp16: the scale was too high; the same batch again, at half of it
+        skip_broken(run, training, recorder, error, (inputs, targets))
+        return
+    if result.skipped == OVERFLOW:  # fp16's scale was too high; the same batch again, at half of it
         progress.skipped_steps += 1
         recorder.event("skipped", loss=result.loss, scale=training.scaler.get_scale())
         return
+    if result.skipped:
+        recorder.skipped_batch("spike_skipped", loss=result.loss, why=result.skipped)
+        return
+    progress.skips_in_row = 0
     progress.step += 1
     progress.tokens += targets.numel()
     progress.train_loss_sum += result.loss
     progress.train_loss_steps += 1
-    recorder.step(result, targets.numel(), batches.epoch(progress.step), recorder.tick())
+    epoch = batches.epoch(progress.step + progress.skipped_batches)
+    recorder.step(result, inputs, epoch, recorder.tick())
+
+
+def skip_broken(
+    run: Path,
+    training: Training,
+    recorder: Recorder,
+    error: NonFiniteError,
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    """Passes over a batch whose loss or gradient is not finite; ends the run after too many."""
+    progress = training.progress
+    autopsy = examine(training, *batch)
+    recorder.skipped_batch(
+        "nonfinite",
+        what=error.what,
+        loss=error.loss,
+        grad_norm=error.grad_norm,
+        batch=progress.step + progress.skipped_batches,
+        **autopsy.record(),
+    )
+    if progress.skips_in_row > training.config.train.skip_limit:
+        recorder.event(
+            "diverged",
+            what=error.what,
+            loss=error.loss,
+            grad_norm=error.grad_norm,
+            cause=autopsy.cause,
+        )
+        recorder.look()
+        raise diverged(run, training, error, autopsy)
 
 
 def evaluate_and_sample(
@@ -181,17 +233,30 @@ def save(run: Path, training: Training, recorder: Recorder) -> bool:
     return True
 
 
-def diverged(run: Path, training: Training, error: NonFiniteError) -> UserError:
-    """The end of a run whose numbers have broken: what, where, and what to type."""
-    config = training.config
-    step, rate = training.progress.step + 1, training.optimizer.param_groups[0]["lr"]
+def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Autopsy) -> UserError:
+    """The end of a run whose numbers have broken: what, where, why, and what to type."""
+    config, progress = training.config, training.progress
+    step, rate = progress.step + 1, training.optimizer.param_groups[0]["lr"]
     value = error.loss if error.what == "loss" else error.grad_norm
-    lower = config.optimizer.lr / 3
+    good = newest_checkpoint(run)
+    kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    again = f"gpt-train --config {run / 'config.yaml'}"
+    lower = f"{again} --optimizer.lr {config.optimizer.lr / 3:.1e}"
+    lower += " --rate override" if good else f" --run.name {config.run.name}-lower-lr"
+    where = f", first in {autopsy.where}" if autopsy.where else ""
+    match autopsy.cause:
+        case "rate":
+            why, command = "most often the rate is too high", lower
+        case "overflow":
+            why = "the numbers are finite in fp32, fp16 overflows"
+            command = f"{again} --train.dtype bf16 --run.name {config.run.name}-bf16"
+        case "batch":
+            why = f"the model is sound, sequences {list(autopsy.rows[:4])} of the batch are not"
+            command = f"{again} --train.skip_limit {2 * config.train.skip_limit + 1}"
     return UserError(
-        f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}); stopped before the "
-        f"update, the checkpoints of {run} are as they were. Most often the rate is too high: "
-        f"gpt-train --config {run / 'config.yaml'} --optimizer.lr {lower:.1e} "
-        f"--run.name {config.run.name}-lower-lr"
+        f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}{where}), as it was in "
+        f"{progress.skips_in_row - 1} steps before it; stopped before the update, the weights are "
+        f"finite. Cause: {why}; {kept}. Go on with: {command}"
     )
 
 

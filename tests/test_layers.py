@@ -29,8 +29,9 @@ LAYERS = [
         "sampling",
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
-    | {"health.finding", "report"},
-    {"foreign", "health.diagnose"},
+    | {"health.finding", "report", "gauges", "machine"},
+    {"datacheck", "foreign", "health.diagnose"},
+    {"health.watch"},
     {"report.config_keys", "report.coverage", "report.intervals", "report.markup"}
     | {"report.standing", "report.summary", "report.thin"},
     {"report.figures", "report.judged", "report.seeds"},
@@ -39,8 +40,9 @@ LAYERS = [
     {"report.comparison_page", "report.terminal_plot"},
     {"report.page", "report.terminal"},
     {"checkpoint"},
+    {"guard"},
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
-    {"lr.lint", "lr.lint_optimizer", "resume"},
+    {"lr.lint", "lr.lint_optimizer", "resume", "autopsy"},
     {"record", "build"},
     {"train", "infer"},
     # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.

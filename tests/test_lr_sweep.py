@@ -19,7 +19,8 @@ from gpt.config import Config
 from gpt.configfile import dump_config
 from gpt.files import locked
 from gpt.lr.labels import judge
-from gpt.lr.sweep import auto_lrs, unigram_entropy
+from gpt.datacheck import unigram_entropy
+from gpt.lr.sweep import auto_lrs
 from gpt.lr.sweep_plot import plot_sweep
 from gpt.metrics import Console, read_metrics
 from gpt.shards import Split

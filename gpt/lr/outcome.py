@@ -36,7 +36,7 @@ class Run:
         last = next((r["val_loss"] for r in reversed(records) if r["kind"] == "eval"), None)
         broke = ""
         for record in records:
-            if record["kind"] == "event" and record.get("event") == "nonfinite":
+            if record["kind"] == "event" and record.get("event") == "diverged":
                 what = str(record["what"])
                 value = record["loss"] if what == "loss" else record["grad_norm"]
                 broke = f"{what} {value} at step {int(record['step']) + 1:,}"

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from gpt.config import Config
 from gpt.data import TokenData, open_data
+from gpt.datacheck import unigram_entropy
 from gpt.device import busy_warning, pick_device
 from gpt.errors import Stopped, UserError, only_warnings, say
 from gpt.files import HeldError, locked
@@ -28,11 +27,9 @@ from gpt.lr.sweep_plot import plot_sweep
 from gpt.metrics import duration, read_metrics
 from gpt.rundir import run_path
 from gpt.schedule import Plan
-from gpt.shards import Split
 from gpt.train import train
 
 AUTO_FACTORS = (1 / 10, 1 / 3, 1, 3, 10)
-SAMPLE_TOKENS = 2_000_000  # enough for frequencies
 
 
 @dataclass(frozen=True)
@@ -146,20 +143,6 @@ def _train_one(config: Config, data: TokenData, title: str) -> Run:
             raise
         return after
     return Run.from_records(lr, seed, read_metrics(path))
-
-
-def unigram_entropy(split: Split, vocab_size: int) -> float:
-    """Entropy of the tokens' frequencies in nats per token: the loss of who knows nothing else.
-
-    From at most 2 million tokens, in pieces evenly over the text.
-    """
-    pieces = min(64, split.n_tokens)
-    length = min(split.n_tokens, SAMPLE_TOKENS) // pieces
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in np.linspace(0, split.n_tokens - length, pieces).astype(int):
-        counts += np.bincount(split.read(int(start), length), minlength=vocab_size)
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 def report_lines(sweep: Sweep, verdict: Verdict) -> list[str]:

@@ -1,0 +1,122 @@
+"""Why a step's numbers are not finite: the rate, an overflow of fp16, or this batch; and where."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gpt.checkpoint import Training
+from gpt.device import autocast, eager
+from gpt.model import GPT
+from gpt.step import cross_entropy_sum
+
+# Logits beyond this are no model's that still learns; a healthy one's stay below 100.
+LOST_LOGIT = 1e3
+LOST_LOSS = 1.5  # times ln V: worse than a guess, which no single bad batch makes of a sound model
+
+Cause = Literal["rate", "overflow", "batch"]
+
+
+@dataclass(frozen=True)
+class Autopsy:
+    """What was found.
+
+    Attributes:
+        cause: `rate`: the weights have left where the model works; `overflow`: finite in fp32, not
+            in fp16; `batch`: the model is sound, this batch is not.
+        where: the first layer whose output, or else the first parameter whose gradient is not
+            finite; empty if none is when looked at again.
+        rows: sequences of the batch whose loss is not finite, counted from 0.
+        largest_logit: the largest finite |logit|.
+    """
+
+    cause: Cause
+    where: str
+    rows: tuple[int, ...]
+    largest_logit: float
+
+    def record(self) -> dict[str, object]:
+        """For the log."""
+        return {
+            "cause": self.cause,
+            "where": self.where,
+            "rows": list(self.rows[:16]),
+            "largest_logit": self.largest_logit,
+        }
+
+
+@torch.no_grad()
+def examine(training: Training, inputs: Tensor, targets: Tensor) -> Autopsy:
+    """Looks again at a batch (B, T) that gave no finite loss or gradient; changes nothing.
+
+    The gradients of the step must still be in place.
+    """
+    model = training.model
+    device = next(model.parameters()).device
+    bad_gradient = next(
+        (
+            name
+            for name, p in model.named_parameters()
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ),
+        "",
+    )
+    size = training.config.train.micro_batch_size or inputs.size(0)
+    found: list[str] = []
+    rows: list[int] = []
+    largest, total, finite_in_fp32 = 0.0, 0.0, True
+    was_training = model.training
+    model.eval()
+    with eager(model):
+        for first in range(0, inputs.size(0), size):
+            x, y = (part[first : first + size].to(device) for part in (inputs, targets))
+            with autocast(device, training.dtype), _first_bad_layer(model, found):
+                logits = model(x).float()
+            losses = torch.stack(
+                [cross_entropy_sum(a[None], b[None]) for a, b in zip(logits, y, strict=True)]
+            )
+            rows += [first + int(row) for row in (~torch.isfinite(losses)).nonzero().flatten()]
+            finite = logits[torch.isfinite(logits)]
+            largest = max(largest, float(finite.abs().max()) if finite.numel() else math.inf)
+            total += float(losses.sum()) / targets.numel()
+            if training.dtype == torch.float16:
+                finite_in_fp32 &= bool(torch.isfinite(model(x)).all())
+    model.train(was_training)
+    lost = largest > LOST_LOGIT or not total <= LOST_LOSS * math.log(model.vocab_size)
+    cause: Cause = "batch"
+    if training.dtype == torch.float16 and finite_in_fp32 and largest <= LOST_LOGIT:
+        cause = "overflow"
+    elif (lost and not 0 < len(rows) <= inputs.size(0) // 2) or _weights_broken(model):
+        cause = "rate"
+    return Autopsy(cause, found[0] if found else bad_gradient, tuple(rows), largest)
+
+
+def _weights_broken(model: GPT) -> bool:
+    return not all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+@contextmanager
+def _first_bad_layer(model: GPT, found: list[str]) -> Iterator[None]:
+    """Appends the name of each module whose output is not finite, in the order they run in."""
+
+    def hook_for(name: str) -> Any:  # noqa: ANN401 (torch's hooks are untyped)
+        def hook(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+            if not bool(torch.isfinite(out).all()):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(hook_for(name))
+        for name, module in model.named_modules()
+        if name and not list(module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

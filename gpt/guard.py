@@ -1,0 +1,46 @@
+"""Steps that are better not taken: a loss or a gradient far outside of what came before."""
+
+import math
+import statistics
+
+from gpt.checkpoint import Progress
+
+WINDOW = 128
+LEAST = 32  # steps that must be known before one can stand out
+
+
+class SpikeGuard:
+    """The sigma rule over the last WINDOW steps that were taken; its memory is in the Progress.
+
+    Source: OLMo et al. 2024 (arXiv:2501.00656), skipping steps whose loss or gradient norm is more
+    than six standard deviations above the mean of the last 128. Deviation: what was skipped does
+    not count for what comes after, and after `limit` in a row the level is taken for the new one.
+    """
+
+    def __init__(self, sigmas: float, limit: int, progress: Progress) -> None:
+        """Takes how many standard deviations are too many, and how many skips in a row."""
+        self._sigmas, self._limit, self._progress = sigmas, limit, progress
+
+    def outlier(self, loss: float, grad_norm: float) -> str:
+        """What of a step stands out, in words; empty if nothing, or if it has to be taken."""
+        if self._progress.skips_in_row >= self._limit:
+            return ""
+        for name, value, known in (
+            ("loss", loss, self._progress.guard_losses),
+            ("gradient norm", grad_norm, self._progress.guard_norms),
+        ):
+            if len(known) < LEAST:
+                continue
+            mean, deviation = statistics.fmean(known), statistics.stdev(known)
+            # Below a thousandth of the mean, differences are rounding.
+            if value > mean + self._sigmas * max(deviation, 1e-3 * abs(mean)):
+                above = (value - mean) / deviation if deviation > 0 else math.inf
+                return f"{name} {value:.4g}, {above:.1f} sigma above {mean:.4g}"
+        return ""
+
+    def took(self, loss: float, grad_norm: float) -> None:
+        """Remembers a step that was taken."""
+        progress = self._progress
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            progress.guard_losses = [*progress.guard_losses, loss][-WINDOW:]
+            progress.guard_norms = [*progress.guard_norms, grad_norm][-WINDOW:]
