@@ -244,9 +244,16 @@ def test_standing_of_our_runs(tmp_path: Path) -> None:
             (folder / "manifest.json").write_text("{}")
     assert standing(read_run(run)).go_on_words == "goes on from step 50"
 
-    broken = [*half, event(100, "nonfinite", what="loss", loss=math.nan)]
+    broken = [*half, event(100, "diverged", what="gradient", loss=2.0)]
     words_of = standing(read_run(write_run(tmp_path / "broken", broken))).words
-    assert "after step 100 the loss was no finite number" in words_of
+    assert words_of == "stopped after step 100: the gradient was no finite number"
+    resumed = [*broken, event(100, "resumed"), lines[-1] | {"step": 110, "how": "stopped"}]
+    words_of = standing(read_run(write_run(tmp_path / "resumed", resumed))).words
+    assert words_of == "stopped at step 100"
+    over = [*half, event(100, "end", how="train.max_time_s 60 is over")]
+    timed = standing(read_run(write_run(tmp_path / "timed", over)))
+    assert timed.state == "finished"
+    assert timed.words == "finished at step 100: train.max_time_s 60 is over"
 
     empty = standing(read_run(write_run(tmp_path / "empty", [])))
     assert empty.state == "waiting"

@@ -145,6 +145,10 @@ def test_other_batches_are_not_paired() -> None:
     assert any("different batches" in note for note in pair.notes)
     batch = compare([curve(), curve(train__batch_size="8")]).pairs[0]
     assert batch.same_batches is False
+    skipped = curve(optimizer__lr="1e-3")
+    event = {"kind": "event", "step": 50, "event": "spike_skipped"}
+    skipped = History(**{**skipped.__dict__, "events": (event,)})
+    assert compare([curve(), skipped]).pairs[0].same_batches is False
 
 
 def test_other_tokenizers_are_compared_in_bits_per_byte() -> None:

@@ -221,6 +221,8 @@ def _pair(two: tuple[History, History], names: tuple[str, str], unit: Unit) -> P
     run, other = two
     keys, other_keys = keys_of(run), keys_of(other)
     same_batches = same_keys(keys, other_keys, BATCHES)
+    if same_batches and _passed_over(run) != _passed_over(other):
+        same_batches = False  # from there on, one of them is ahead in the text
     notes = []
     if same_batches is False:
         notes.append(
@@ -246,6 +248,12 @@ def _pair(two: tuple[History, History], names: tuple[str, str], unit: Unit) -> P
         gaps=tuple(gap for gap in gaps if gap is not None),
         notes=tuple(notes),
     )
+
+
+def _passed_over(run: History) -> list[int]:
+    """The steps at which a batch was skipped."""
+    names = ("nonfinite", "spike_skipped")
+    return [int(e.get("step", 0)) for e in run.events if e.get("event") in names]
 
 
 def _gap(run: Table, other: Table, column: str, end: int, unit: Unit) -> Gap | None:

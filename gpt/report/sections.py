@@ -168,23 +168,21 @@ def evaluations(history: History) -> Html | None:
     if not len(evals):
         return None
     columns = {
-        "val_loss": "validation loss",
-        "val_bpb": "bits per byte",
-        "train_loss": "training loss",
-        "val_tokens": "tokens",
+        "val_loss": ("validation loss", ".4f"),
+        "val_se": ("standard error", ".4f"),
+        "val_bpb": ("bits per byte", ".4f"),
+        "train_loss": ("training loss", ".4f"),
+        "val_tokens": ("tokens", ",.0f"),
     }
-    there = [name for name in columns if name in evals]
+    there = {name: shape for name, shape in columns.items() if name in evals}
     best = int(np.nanargmin(evals["val_loss"])) if "val_loss" in evals else None
     kept = _some(len(evals), MOST_ROWS)
     rows: list[list[object]] = []
     for index in kept:
-        values: list[object] = [
-            f"{evals[name][index]:,.0f}" if name == "val_tokens" else f"{evals[name][index]:.4f}"
-            for name in there
-        ]
-        note = "best" if index == best else ""
-        rows.append([f"{evals['step'][index]:,.0f}", *values, note])
-    header: list[object] = ["step", *(columns[name] for name in there), ""]
+        numbers = [(evals[name][index], form) for name, (_, form) in there.items()]
+        cells = [format(value, form) if np.isfinite(value) else "–" for value, form in numbers]
+        rows.append([f"{evals['step'][index]:,.0f}", *cells, "best" if index == best else ""])
+    header: list[object] = ["step", *(title for title, _ in there.values()), ""]
     listed = table(header, rows)
     box = tag("div", listed, class_="tall") if len(rows) > 20 else listed
     return section("evaluations", "Evaluations", _cut(len(evals), len(kept)), box)
@@ -252,6 +250,8 @@ def _details(record: Record) -> list[tuple[str, str]]:
 
 
 def _detail_text(record: Record) -> str:
+    if record.get("event") == "finding":
+        return f"{record.get('id')} {record.get('state')}s: {record.get('evidence')}"[:MOST_TEXT]
     return "; ".join(f"{key}: {value}" for key, value in _details(record))[:MOST_TEXT]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from gpt.config import Config
 from gpt.history import History
+from gpt.metrics import Record
 
 try:
     import fcntl
@@ -68,27 +69,33 @@ def is_running(run: Path) -> bool:
 
 def _of_ours(history: History, run: Path) -> Standing:
     at, total = history.last_step, history.total_steps
-    if is_running(run):
-        begun = at > 0
-        return Standing("running", "still running" if begun else "running; no step is logged yet")
-    if history.finished and total is not None and at >= total:
-        words = f"finished: all {total:,} steps are done"
-        command, longer = _longer(history.config, run, at)
-        return Standing("finished", words, command, longer)
-    end = next((event for event in reversed(history.events) if event.get("event") == "end"), {})
-    reason = next((end[key] for key in ("ending", "reason", "why") if end.get(key)), None)
     go_on = shlex.join(["gpt-train", "--config", str(run / "config.yaml")])
+    if is_running(run):
+        return Standing("running", "still running" if at else "running; no step is logged yet")
     if not len(history.train) and not len(history.evals):
         return Standing("waiting", "not begun: no step is logged", go_on, "trains it")
-    broken = next((e for e in reversed(history.events) if e.get("event") == "nonfinite"), None)
-    if broken is not None and broken.get("step", 0) >= at:
-        what = broken.get("what", "loss")
-        words = f"stopped: after step {at:,} the {what} was no finite number"
-        return Standing("stopped", words, go_on, "goes on from the last checkpoint, as it was")
+    if history.finished and total is not None and at >= total:
+        command, longer = _longer(history.config, run, at)
+        return Standing("finished", f"finished: all {total:,} steps are done", command, longer)
+    ending = _ending(history)
+    if ending.get("event") == "diverged":
+        words = f"stopped after step {at:,}: the {ending.get('what', 'loss')} was no finite number"
+        return Standing("stopped", words, go_on, _from(run))
     if history.finished:
+        reason = ending.get("how")
         why = f": {reason}" if reason else ""
         return Standing("finished", f"finished at step {at:,}{why}", go_on, _from(run))
     return Standing("stopped", f"stopped at step {at:,}", go_on, _from(run))
+
+
+def _ending(history: History) -> Record:
+    """The event that the run's last process ended with; empty if it was cut off."""
+    for event in reversed(history.events):
+        if event.get("event") in ("end", "diverged"):
+            return event
+        if event.get("event") in ("resumed", "run"):
+            break
+    return {}
 
 
 def _from(run: Path) -> str:
