@@ -16,10 +16,10 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
     index = 0
     counts: Counter[str] = Counter()
 
-    def take(expected: str, steps: int, tag: str, **more: Any) -> Case:  # noqa: ANN401
+    def take(expected: str, steps: int, tag: str, **more: Any) -> Case:
         nonlocal index
         index += 1
         known = {key: more.pop(key) for key in ("text", "begin", "inject") if key in more}
@@ -216,12 +216,12 @@ class Spike:
 
     share: float
 
-    def __call__(self, step_module: Any, total: int) -> None:  # noqa: ANN401
+    def __call__(self, step_module: Any, total: int) -> None:
         import torch
 
         original, first = step_module.train_step, int(self.share * total)
 
-        def train_step(training: Any, inputs: Any, targets: Any, **more: Any) -> Any:  # noqa: ANN401
+        def train_step(training: Any, inputs: Any, targets: Any, **more: Any) -> Any:
             step = training.progress.step
             if first <= step < first + 4:
                 generator = torch.Generator().manual_seed(step)
@@ -241,10 +241,10 @@ class Poison:
 
     share: float
 
-    def __call__(self, step_module: Any, total: int) -> None:  # noqa: ANN401
+    def __call__(self, step_module: Any, total: int) -> None:
         original, first = step_module._backward, int(self.share * total)
 
-        def backward(training: Any, inputs: Any, targets: Any) -> float:  # noqa: ANN401
+        def backward(training: Any, inputs: Any, targets: Any) -> float:
             loss: float = original(training, inputs, targets)
             if training.progress.step >= first:
                 training.model.head.weight.grad[0, 0] = math.nan
@@ -259,11 +259,11 @@ class Hog:
 
     share: float
 
-    def __call__(self, step_module: Any, total: int) -> None:  # noqa: ANN401
+    def __call__(self, step_module: Any, total: int) -> None:
         original, first = step_module.train_step, int(self.share * total)
         started: list[Any] = []
 
-        def train_step(training: Any, *batch: Any, **more: Any) -> Any:  # noqa: ANN401
+        def train_step(training: Any, *batch: Any, **more: Any) -> Any:
             if training.progress.step >= first and not started:
                 for _ in range(3 * (os.cpu_count() or 1)):
                     hog = multiprocessing.get_context("fork").Process(target=_spin, daemon=True)
@@ -370,7 +370,7 @@ def make_one(case: Case, out: Path, texts: dict[str, str]) -> None:
     (run / "expected.json").write_text(
         json.dumps({"expected": case.expected, "begin": begin, "apart": case.apart})
     )
-    os._exit(0)  # and whatever was started beside goes with it
+    os.killpg(0, signal.SIGKILL)  # and whatever was started beside goes with it
 
 
 def ranks_file(out: Path) -> Path:
