@@ -263,6 +263,13 @@ def test_no_run_is_too_odd_for_a_page(case: str, tmp_path: Path) -> None:
     Page(page([judge(history, []), judge(demo(), [])]))
 
 
+def test_a_sample_without_a_word_is_seen() -> None:
+    lines = [event(step, "sample", prompt="", text=text) for step, text in enumerate(("", " \n"))]
+    text = Page(page([judge(history_of(lines), [])])).text
+    assert "(nothing)" in text
+    assert "(white space)" in text
+
+
 def test_no_log_no_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         write_report(tmp_path / "none", tmp_path / "report.html")

@@ -120,7 +120,7 @@ def line_figure(
     if log_y:
         axis |= {"type": "log", "exponentformat": "power"}
         ends = [min(line.values.min() for line in lines), max(line.values.max() for line in lines)]
-        if 0 < ends[0] < ends[1] < 300 * ends[0]:
+        if 0 < 8 * ends[0] < ends[1] < 300 * ends[0]:
             axis["dtick"] = "D2"  # 1, 2, 5
     elif y_range is not None:
         axis["range"] = [float(f"{end:.6g}") for end in y_range]

@@ -156,7 +156,8 @@ def samples(history: History) -> Html | None:
     items = []
     for event in reversed(kept):
         prompt, text = str(event.get("prompt", "")), str(event.get("text", ""))[:MOST_TEXT]
-        body = tag("pre", tag("b", prompt), text, class_="sample", dir="auto")
+        blank = None if text.strip() else tag("i", "(white space)" if text else "(nothing)")
+        body = tag("pre", tag("b", prompt), text, blank, class_="sample", dir="auto")
         heading = tag("summary", f"step {_number(event.get('step'))}")
         items.append(tag("details", heading, body, open=event is kept[-1]))
     return section("samples", "Samples", _cut(len(found), len(kept)), *items)
