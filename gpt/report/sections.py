@@ -30,9 +30,12 @@ def section(identifier: str, title: str, *children: object) -> Html:
 
 def verdict(judged: Judged, *, linked: bool) -> Html:
     """The outcome, and every finding; `linked`: there is a loss chart with marks to go to."""
-    healthy = not judged.findings
-    sign = "✓ " if healthy else "! "
     outcome = words.verdict(judged)
+    sign, kind = "", ""
+    if judged.findings:
+        sign, kind = "! ", " bad"
+    elif outcome == words.HEALTHY:
+        sign, kind = "✓ ", " good"
     marks = place_marks(judged.findings, judged.history.last_step) if linked else []
     mark_of = {number: mark.numbers[0] for mark in marks for number in mark.numbers}
     items = [
@@ -40,7 +43,7 @@ def verdict(judged: Judged, *, linked: bool) -> Html:
         for number in range(1, len(judged.findings) + 1)
     ]
     return together(
-        tag("p", sign, outcome, class_=f"verdict {'good' if healthy else 'bad'}"),
+        tag("p", sign, outcome, class_=f"verdict{kind}"),
         *(
             tag("p", f"{line[0].upper()}{line[1:]}.", class_="dim")
             for line in words.signals(judged)
