@@ -52,7 +52,11 @@ LAYERS = [
     | {"lr.suggest", "lr.lessons.picture", "lr.lessons.side_by_side"},
     {"lr.find_plot", "lr.plan_files", "lr.sweep_plot", "lr.sweep"}
     | {f"lr.lessons.{name}" for name in LESSONS},
-    {"lr.lessons"},
+    {"lr.lessons", "report.branches"},
+    {"report.evidence", "report.origin"},
+    {"report.limits"},
+    {"report.remedies"},
+    {"report.probe"},
     {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr", "cli.report"}
     | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]

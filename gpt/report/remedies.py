@@ -1,0 +1,98 @@
+"""The command to type after a probe, for each limit that it can find."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt.config import Config
+from gpt.lr.rates import rate_text
+from gpt.plan import Plan
+from gpt.report.limits import Limit
+
+DECAY_SHARE = 0.2  # of the steps done, that a decay takes (Hägele et al. 2024: 10 to 20 %)
+_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The run that is to go on: by the config and plan that were probed, from step `newest`."""
+
+    run: Path
+    config: Config
+    plan: Plan
+    newest: int
+
+
+def next_command(
+    at: Standing,
+    limit: Limit | Literal["too_high"],
+    probed: Literal["cooldown", "double"],
+    steps: int,
+) -> str:
+    """What to type for a run that was `probed` with `steps` a branch."""
+    file, config = str(at.run / "config.yaml"), at.config
+    left = at.newest < at.plan.total_steps
+    match limit:
+        case "noise" if _decays(at.plan):
+            words = ["gpt-train", "--config", file] if left else ["gpt-report", str(at.run)]
+        case "noise":
+            words = ["gpt-train", "--config", file, *_decay_now(config, at.newest, steps)]
+        case "rate" if probed == "cooldown":
+            words = ["gpt-report", str(at.run), "--probe", "double"]
+        case "rate" | "too_high" if left:
+            factor = 2 if limit == "rate" else 1 / 3
+            words = ["gpt-train", "--config", file, "--rate", "override", *_rates(config, factor)]
+        case "rate" | "too_high":
+            words = ["gpt-lr", "find", "--config", file]
+        case "capacity":
+            wider = ["--model.n_embd", str(2 * config.model.n_embd)]
+            words = ["gpt-train", "--config", file, *_anew(config, "wider"), *wider]
+        case "data":
+            dropout = min(0.5, config.model.dropout + _DROPOUT)
+            more = ["--model.dropout", f"{dropout:g}"]
+            words = ["gpt-train", "--config", file, *_anew(config, "dropout"), *more]
+        case _:
+            longer = ["--steps", str(2 * steps)] if probed == "double" else []
+            words = ["gpt-report", str(at.run), "--probe", "double", *longer]
+    return shlex.join(words)
+
+
+def _decays(plan: Plan) -> bool:
+    """Whether the schedule itself brings the rate down before its end."""
+    return plan.name != "inverse_sqrt" and plan.factor(plan.total_steps - 1) < 0.5
+
+
+def _decay_now(config: Config, newest: int, steps: int) -> list[str]:
+    """From the newest checkpoint on the rate comes down to 0, as it did in the probe."""
+    end = newest + max(steps, round(DECAY_SHARE * newest))
+    warmup = "fraction" if config.schedule.warmup_steps is None else "steps"
+    words = ["--rate", "rewarm", "--schedule.name", "wsd", f"--schedule.warmup_{warmup}", "0"]
+    if config.schedule.decay_steps is not None:
+        words += ["--schedule.decay_steps", "null"]
+    words += ["--schedule.decay_fraction", "1", "--schedule.min_lr", "0"]
+    words += ["--train.max_steps", str(end)]
+    for name in ("max_tokens", "max_epochs"):
+        if getattr(config.train, name) is not None:
+            words += [f"--train.{name}", "null"]
+    return words
+
+
+def _rates(config: Config, factor: float) -> list[str]:
+    optimizer = config.optimizer
+    words = ["--optimizer.lr", _short(factor * optimizer.lr)]
+    if optimizer.adamw_lr is not None:
+        words += ["--optimizer.adamw_lr", _short(factor * optimizer.adamw_lr)]
+    return words
+
+
+def _short(rate: float) -> str:
+    return rate_text(float(f"{rate:.3g}"))
+
+
+def _anew(config: Config, suffix: str) -> list[str]:
+    """Another run beside this one."""
+    words = ["--run.name", f"{config.run.name}-{suffix}"]
+    if config.schedule.restart_step is not None:
+        words += ["--schedule.restart_step", "null"]
+    return words
