@@ -20,6 +20,7 @@ from gpt.errors import UserError
 from gpt.metrics import METRICS_NAME, Record, read_metrics
 
 Column = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

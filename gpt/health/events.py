@@ -1,0 +1,226 @@
+"""Rules about what happened at a step: broken numbers, spikes, the machine."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt.health.advice import rate_command, train_command
+from gpt.health.finding import Finding
+from gpt.health.view import MAD_TO_SIGMA, View
+from gpt.history import Column
+
+SPIKE_SIGMAS = 6.0  # OLMo-core's limit
+SPIKE_ALONE = 2.0  # times that, where the line after it is as before
+SPIKE_WINDOW = 128
+SPIKE_LEAST = 24
+SPIKE_NATS = 0.25  # and so far above, in nats: what is less does no harm worth a line
+SLOW_SHARE = 0.45  # of the usual speed
+SLOW_LINES = 4
+BUSY_SHARE = 0.25  # of all cores, taken by others
+FAULTS_A_LINE = 100
+
+CAUSES = {
+    "rate": "the weights have left where the model works: most often the rate is too high",
+    "overflow": "finite in fp32: fp16 overflows here",
+    "batch": "the model is sound before and after: this batch, or a kernel on it, is not",
+}
+
+
+def nonfinite(view: View) -> Iterator[Finding]:
+    """Loss or gradient that is not a number, and why, as the step's own autopsy says."""
+    history = view.history
+    events = [e for e in history.events if e.get("event") in ("nonfinite", "diverged")]
+    if events:
+        first, last = events[0], events[-1]
+        count = sum(e["event"] == "nonfinite" for e in events)
+        cause = str(last.get("cause") or first.get("cause") or "rate")
+        step = int(first["step"]) + 1
+        where = f", first in {first['where']}" if first.get("where") else ""
+        batch = f", batch {first['batch']}" if "batch" in first else ""
+        rows = f", sequences {first['rows']}" if first.get("rows") else ""
+        value = first.get("loss") if first.get("what") == "loss" else first.get("grad_norm")
+        stopped = any(e["event"] == "diverged" for e in events)
+        yield Finding(
+            id="nonfinite",
+            first_step=step,
+            last_step=None if stopped else int(last["step"]) + 1,
+            evidence=f"{first.get('what', 'loss')} {value} at step {step:,}{batch}{rows}{where}; "
+            f"{count} steps skipped" + (", then the run stopped" if stopped else ""),
+            cause=CAUSES.get(cause, cause),
+            next=_after_nonfinite(view, cause, stopped=stopped),
+            numbers={"skipped": count},
+        )
+        return
+    for table, name in ((history.train, "loss"), (history.evals, "val_loss")):
+        broken = ~np.isfinite(table[name])
+        if name not in table.columns or not broken.any():
+            continue
+        step = int(table["step"][broken][0])
+        after = int(broken.sum())
+        yield Finding(
+            id="nonfinite",
+            first_step=step,
+            evidence=f"{name} is not finite from step {step:,} on, in {after} of "
+            f"{len(broken)} lines; " + _before(view, step),
+            cause=f"{CAUSES['rate']}; in fp16 an overflow looks the same",
+            next=rate_command(history, 1 / 3),
+            numbers={"lines": after},
+        )
+        return
+
+
+def _before(view: View, step: float) -> str:
+    """How the loss stood before a step."""
+    earlier = view.steps < step
+    if not earlier.any():
+        return "no finite loss before it"
+    losses = view.loss[earlier]
+    return f"lowest {losses.min():.3f}, last {losses[-1]:.3f} before it"
+
+
+def _after_nonfinite(view: View, cause: str, *, stopped: bool) -> str:
+    history = view.history
+    if cause == "overflow":
+        return train_command(history, "--train.dtype bf16", name="bf16")
+    if cause == "batch":
+        return (
+            "gpt-data info on the run's data folder, to look at the text; then "
+            + train_command(history)
+            if stopped
+            else "nothing, if it does not come back: the batch was passed over"
+        )
+    config = history.config
+    if config is not None and history.last_step >= config.checkpoint.every_steps:
+        lower = f"--optimizer.lr {config.optimizer.lr / 3:.1e}"
+        return train_command(history, "--rate override", lower)
+    return rate_command(history, 1 / 3)
+
+
+def spike(view: View) -> Iterator[Finding]:
+    """A loss far above those just before it, and whether it came back."""
+    loss, steps = view.loss, view.steps
+    raised = view.column("loss_max")
+    values = np.where(np.isfinite(raised), raised, loss)
+    hits = [
+        index
+        for index in _jumps(loss, view.sigma)
+        if steps[index] > view.warmup_end + 0.05 * view.total
+    ]
+    if not hits:
+        return
+    first, worst = hits[0], max(hits, key=lambda index: values[index])
+    level = float(np.median(loss[max(0, first - 16) : first]))
+    after = loss[worst + 1 :]
+    back = np.flatnonzero(after <= level + 2 * view.sigma)
+    recovered = int(steps[worst + 1 + back[0]]) if back.size else None
+    far = f"back at its level by step {recovered:,}" if recovered else "not back at its level yet"
+    ratio = view.column("grad_norm_max")[worst]
+    norm = f", gradient norm up to {ratio:.3g}" if np.isfinite(ratio) else ""
+    yield Finding(
+        id="spike",
+        first_step=int(steps[first]),
+        last_step=recovered,
+        evidence=f"the loss jumps from {level:.3f} to {values[worst]:.3f} at step "
+        f"{int(steps[worst]):,}, {(values[worst] - level) / max(view.sigma, 1e-9):.0f} times its "
+        f"noise{norm}; {far}",
+        cause="a batch unlike the others, or a rate at the edge of what the model bears",
+        next=train_command(view.history, "--train.spike_sigma 6", name="guarded")
+        or "look at the batch of that step; clip the gradient, or lower the rate if it comes again",
+        numbers={"height": float(values[worst] - level), "level": level},
+    )
+
+
+def _jumps(loss: Column, sigma: float) -> list[int]:
+    """Lines far above those before them: one by a lot, or two in a row.
+
+    The level and its spread come from the last quarter of the window, so that a falling loss does
+    not hide a jump.
+    """
+    heights = np.full(len(loss), -np.inf)
+    jumped = np.zeros(len(loss), bool)
+    for index in range(SPIKE_LEAST, len(loss)):
+        known = np.flatnonzero(~jumped[max(0, index - SPIKE_WINDOW) : index]) + max(
+            0, index - SPIKE_WINDOW
+        )
+        if known.size < SPIKE_LEAST // 2:
+            continue
+        recent = loss[known[-max(8, known.size // 4) :]]
+        level = float(np.median(recent))
+        deviation = max(float(MAD_TO_SIGMA * np.median(np.abs(recent - level))), sigma)
+        height = loss[index] - level
+        heights[index] = height / deviation if height > SPIKE_NATS else -np.inf
+        jumped[index] = heights[index] > SPIKE_SIGMAS
+    follows = np.append(heights[1:], -np.inf)
+    return [
+        int(index)
+        for index in np.flatnonzero(jumped)
+        if heights[index] > SPIKE_ALONE * SPIKE_SIGMAS or follows[index] > SPIKE_SIGMAS / 2
+    ]
+
+
+def throughput(view: View) -> Iterator[Finding]:
+    """A speed that falls and stays low, and what the machine did meanwhile."""
+    speed = view.column("tokens_per_s")
+    if not np.isfinite(speed).any():
+        seconds = view.column("step_time_s")
+        speed = 1 / seconds
+    known = np.isfinite(speed) & (view.steps > view.steps[0] if len(speed) else False)
+    if known.sum() < 4 * SLOW_LINES:
+        return
+    values, steps = speed[known], view.steps[known]
+    if len(values) > 60:  # lines that are short take the noise of one moment
+        width = len(values) // 60
+        cut = len(values) // width * width
+        values = np.median(values[:cut].reshape(-1, width), axis=1)
+        steps = steps[:cut:width]
+    usual = np.array([np.median(values[: max(1, i)]) for i in range(len(values))])
+    slow = values < SLOW_SHARE * usual
+    slow[: 2 * SLOW_LINES] = False
+    run, found = 0, None
+    for index, is_slow in enumerate(slow):
+        run = run + 1 if is_slow else 0
+        if run == SLOW_LINES:
+            found = index - SLOW_LINES + 1
+            break
+    if found is None:
+        return
+    step, before = int(steps[found]), float(usual[found])
+    later = values[found:]
+    slow_later = later < SLOW_SHARE * before
+    over = None if slow_later[-SLOW_LINES:].any() else int(steps[found:][slow_later][-1])
+    now = float(np.median(later[slow_later]))
+    cause, numbers = _machine(view, step, over)
+    unit = "tokens/s" if "tokens_per_s" in view.history.train else "steps/s"
+    yield Finding(
+        id="throughput",
+        first_step=step,
+        last_step=over,
+        evidence=f"{now:,.0f} {unit} from step {step:,} on, {before:,.0f} before"
+        + (f"; over at step {over:,}" if over else ""),
+        cause=cause,
+        next="top (or nvidia-smi), to see what else runs on the machine",
+        numbers={"before": before, "now": now, **numbers},
+    )
+
+
+def _machine(view: View, step: int, over: int | None) -> tuple[str, dict[str, float]]:
+    """What the machine did while it was slow, against before."""
+    during = (view.steps >= step) & (view.steps <= (over or view.last))
+    before = (view.steps < step) & (view.steps > view.steps[0])
+    numbers: dict[str, float] = {}
+    for name in ("others_share", "cpu_share", "major_faults"):
+        for key, rows in (("before", before), ("during", during)):
+            value = view.middle(name, rows)
+            if value is not None:
+                numbers[f"{name}_{key}"] = value
+    others = numbers.get("others_share_during", 0) - numbers.get("others_share_before", 0)
+    own = numbers.get("cpu_share_before", 1.0) - numbers.get("cpu_share_during", 1.0)
+    if numbers.get("major_faults_during", 0) > FAULTS_A_LINE:
+        return (
+            f"the machine swaps: {numbers['major_faults_during']:.0f} pages a line come from disk",
+            numbers,
+        )
+    if others > BUSY_SHARE or own > BUSY_SHARE:
+        share = 100 * numbers.get("others_share_during", 0)
+        return f"other processes take {share:.0f} % of the cores", numbers
+    return "slower cores (heat, power saving), a slow disk, or a busy accelerator", numbers

@@ -1,0 +1,297 @@
+"""Rules about the rate: too small, too large, badly warmed up, never lowered.
+
+The strongest of the signals is `overshoot`: how much of the loss's slope along an update is left
+where the update ends. A step so short that the slope has not changed (1) could have been longer;
+at a good rate noise and curvature have used it up (0); below, steps go too far.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt.health.advice import find_command, rate_command, train_command
+from gpt.health.finding import Finding
+from gpt.health.view import PEAK_SHARE, View, theil_sen
+from gpt.history import Rows
+
+SHORT_STEP = 0.6  # slope left behind a step: healthy runs 0.6 in their first tenth, then below 0.4
+SHORT_STEP_HARDLY = 0.2  # the same where a step hardly moves the weights: noise hides the slope
+SMALL_UPDATE = 1e-4  # update over weights a step, of healthy runs 1e-3 to 2e-2
+LONG_STEP = -0.8
+LEAST_PAIRS = 5
+FLAT_SHARE = 0.01  # of the way to 0 that a loss has fallen
+KNOWS_NOTHING = 0.9  # times the unigram entropy
+RISE_SIGMAS = 6.0
+RISE_SHARE = 0.1  # of the whole fall
+FAST_UPDATE = 0.05  # update over weights a step; healthy runs stay below 0.02
+# Source: the lint's ranges (gpt.lr.recipes), widened threefold.
+USUAL_RATES = {
+    "sgd": (1e-3, 10.0),
+    "adam": (1e-5, 0.05),
+    "adamw": (1e-5, 0.05),
+    "muon": (1e-4, 0.2),
+    "adafactor": (1e-4, 0.3),
+}
+SHORT_WARMUP = 0.02  # of the run
+EARLY = 0.08
+EARLY_NATS = 0.12
+UNDECAYED = 0.5  # of the peak, at the end of a run
+LATE = 0.82  # share of the run by which a decay should have begun
+
+
+class Slope(NamedTuple):
+    """Share of the slope that is left behind a step, its standard error, and of how many."""
+
+    left: float
+    error: float
+    pairs: int
+
+
+def slope_left(view: View, rows: Rows) -> Slope | None:
+    """Over some rows, sums before the ratio; None where too little was measured."""
+    before, after = view.column("slope_before")[rows], view.column("slope_after")[rows]
+    known = np.isfinite(before) & np.isfinite(after)
+    before, after = before[known], after[known]
+    if len(before) < LEAST_PAIRS or before.sum() >= 0:
+        return None
+    ratio = float(after.sum() / before.sum())
+    residuals = after - ratio * before
+    error = float(residuals.std(ddof=1) * math.sqrt(len(before)) / abs(before.sum()))
+    return Slope(ratio, error, len(before))
+
+
+def recent_peak(view: View) -> Rows:
+    """Settled rows at the full rate, the later half of them."""
+    rows = view.at_peak
+    count = int(rows.sum())
+    if count > 2 * LEAST_PAIRS:
+        rows = rows & (np.cumsum(rows) > count // 2)
+    return rows
+
+
+def lr_too_small(view: View) -> Iterator[Finding]:
+    """Steps that could all have been longer, while the loss has far to go."""
+    if view.last < view.warmup_end + max(20.0, 0.08 * view.total):
+        return
+    rows = recent_peak(view)
+    slope = slope_left(view, rows)
+    if slope is not None:
+        ratio = view.middle("update_ratio", rows)
+        hardly_moves = ratio is not None and ratio < SMALL_UPDATE
+        least = SHORT_STEP if not hardly_moves else SHORT_STEP_HARDLY
+        if slope.left - 2 * slope.error < least or _knows_a_lot(view):
+            return
+        fall = view.start_loss - float(view.smooth[-1])
+        yield Finding(
+            id="lr_too_small",
+            first_step=int(view.warmup_end),
+            evidence=f"behind each step {100 * slope.left:.0f} % of the loss's slope is left (a "
+            f"good rate leaves -30 to 30 %), over {slope.pairs} measured steps; the loss fell by "
+            f"{fall:.3f} nats in {int(view.last):,} steps"
+            + (f"; a step moves the weights by {ratio:.1e} of their size" if ratio else ""),
+            cause="the steps are too short: the rate is too small",
+            next=_larger(view),
+            numbers={"slope_left": slope.left, "pairs": slope.pairs, "fall": fall},
+        )
+        return
+    if view.column("slope_before")[np.isfinite(view.column("slope_before"))].size:
+        return  # measured, but not yet enough of it
+    yield from _too_slow_by_the_curve(view)
+
+
+def _knows_a_lot(view: View) -> bool:
+    """Whether the loss is so low already that short steps may be all that is wanted."""
+    low = view.ignorance
+    return low is not None and float(view.smooth[-1]) < 0.5 * low
+
+
+def _larger(view: View) -> str:
+    return find_command(view.history) if view.history.config else rate_command(view.history, 10)
+
+
+def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
+    """For logs that hold little more than a loss: it falls, steadily, and hardly."""
+    count = len(view.smooth)
+    if count < 20 or view.progress < (0.1 if view.history.finished else 0.2):
+        return
+    start, end = float(view.smooth[0]), float(view.smooth[-1])
+    rate = view.planned_peak
+    tail = view.smooth[count // 2 :]
+    fall, late_fall = start - end, float(tail[0] - tail[-1])
+    quarter = start - float(view.smooth[count // 4])
+    slope, _, high = theil_sen(view.steps, view.loss)
+    flat = abs(fall) < max(FLAT_SHARE * start, 2 * view.sigma / math.sqrt(max(1, count / 20)))
+    decayed = bool(np.isfinite(view.lr).any()) and view.lr[-1] < UNDECAYED * np.nanmax(view.lr)
+    # A straight line: a quarter of the steps, about a quarter of the fall; a sound run has most.
+    straight = quarter < 0.45 * fall and (late_fall > 0.25 * fall or decayed)
+    little = fall < 0.35 * start
+    tiny_rate = rate is not None and rate < 1e-5
+    if (flat and not tiny_rate) or high >= 0 or not little or not (tiny_rate or straight):
+        return
+    yield Finding(
+        id="lr_too_small",
+        first_step=int(view.steps[0]),
+        evidence=f"the loss falls from {start:.3f} to {end:.3f} in {int(view.last):,} steps, "
+        f"nearly in a straight line ({100 * quarter / max(fall, 1e-9):.0f} % of it in the first "
+        "quarter)" + (f"; the rate is {rate:.1e}" if rate else ""),
+        cause="the rate is too small: a sound run does most of its fall in the first quarter",
+        next=_larger(view),
+        numbers={"fall": fall, "slope": slope},
+    )
+
+
+def lr_too_large(view: View) -> Iterator[Finding]:
+    """A loss that rises, swings, or stops at once at what the tokens' frequencies tell."""
+    if len(view.loss) < 8 or view.last < view.warmup_end + 8:
+        return
+    rows = recent_peak(view)
+    if not rows.any():
+        return
+    level = float(np.median(view.loss[rows]))
+    rise, top = climb(view)
+    ratio, slope = view.middle("update_ratio", rows), slope_left(view, rows)
+    usual = usual_rates(view)
+    lost = level > 1.02 * view.start_loss + 3 * view.sigma
+    climbs = rise > 0 and not recovered(view)
+    low = view.ignorance
+    stuck = low is not None and view.start_loss - low > 0.2 and level > KNOWS_NOTHING * low
+    stuck = stuck and view.last > view.warmup_end + max(20.0, 0.08 * view.total)
+    fast = ratio is not None and ratio > FAST_UPDATE
+    long_steps = slope is not None and slope.left + 2 * slope.error < LONG_STEP
+    high = usual is not None and view.planned_peak is not None and view.planned_peak > usual[1]
+    if not (lost or climbs or (stuck and (fast or long_steps or high))):
+        return
+    reasons, numbers = [], {"level": level}
+    if lost:
+        reasons.append(f"at the full rate the loss is {level:.2f}, above where it began")
+    if climbs:
+        reasons.append(f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}")
+    if stuck and not lost:
+        reasons.append(
+            f"at the full rate the loss stays at {level:.2f}; knowing the tokens' frequencies "
+            f"alone gives {low:.2f}"
+        )
+    if fast and ratio is not None:
+        numbers["update_ratio"] = ratio
+        reasons.append(f"a step moves the weights by {ratio:.2g} of their size")
+    if long_steps and slope is not None:
+        numbers["slope_left"] = slope.left
+        reasons.append(f"the slope behind a step is {100 * slope.left:.0f} % of that before it")
+    if high and usual is not None:
+        reasons.append(
+            f"the rate is {view.planned_peak:g}; small models train with {usual[1]:g} at most"
+        )
+    clipped = view.middle("clipped_share", view.settled)
+    if clipped is not None and clipped > 0.5:
+        reasons.append(f"{100 * clipped:.0f} % of the steps are clipped")
+    lowest = int(view.steps[int(np.argmin(view.smooth))])
+    yield Finding(
+        id="lr_too_large",
+        first_step=lowest if climbs and not lost and not stuck else int(view.warmup_end),
+        evidence="; ".join(reasons),
+        cause="the steps go too far: the rate is too large",
+        next=find_command(view.history)
+        if view.history.config
+        else rate_command(view.history, 1 / 10),
+        numbers=numbers,
+    )
+
+
+def usual_rates(view: View) -> tuple[float, float] | None:
+    """Between which peak rates models of 1M to 1B parameters are trained with this optimizer.
+
+    Wide on purpose: it supports what the curve shows, and is no finding by itself.
+    """
+    config = view.history.config
+    return None if config is None else USUAL_RATES[config.optimizer.name]
+
+
+def climb(view: View) -> tuple[float, float]:
+    """The largest rise of the smoothed loss above its lowest so far, and the step of its top.
+
+    (0, 0) unless it stands out of the noise and counts beside the whole fall.
+    """
+    if len(view.loss) < 8:
+        return 0.0, 0.0
+    lowest = np.minimum.accumulate(view.smooth)
+    rises = view.smooth - lowest
+    index = int(np.argmax(rises))
+    width = 1 + 2 * max(1, len(view.loss) // 40)
+    noise = RISE_SIGMAS * view.sigma / math.sqrt(width)
+    fall = float(view.smooth.max() - view.smooth.min())
+    if rises[index] > noise and rises[index] > RISE_SHARE * fall and rises[index] > 0.05:
+        return float(rises[index]), float(view.steps[index])
+    return 0.0, 0.0
+
+
+def recovered(view: View) -> bool:
+    """Whether the loss is back at its lowest since, or nearly."""
+    lowest = float(view.smooth.min())
+    return float(view.smooth[-1]) < lowest + 0.25 * climb(view)[0]
+
+
+def warmup_too_short(view: View) -> Iterator[Finding]:
+    """An early rise, as soon as the rate is full, that the run comes back from."""
+    warmup = view.warmup_end
+    if warmup > SHORT_WARMUP * view.total or len(view.loss) < 8:
+        return
+    early = view.steps <= warmup + max(10.0, EARLY * view.total)
+    worst = np.where(np.isfinite(view.column("loss_max")), view.column("loss_max"), view.loss)
+    # The lowest until the line before: within one line the fall may come after the rise.
+    lowest = np.minimum.accumulate(np.append(view.start_loss, view.loss))[:-1]
+    rises = (worst - lowest)[early]
+    index = int(np.argmax(rises))
+    rise, top = float(rises[index]), float(view.steps[index])
+    if rise < max(EARLY_NATS, RISE_SIGMAS * view.sigma):
+        return
+    if float(view.smooth[-1]) > float(lowest[index]) - 0.02 * view.start_loss:
+        return  # not back yet
+    longer = max(20, round(0.05 * view.total), 2 * round(warmup))
+    yield Finding(
+        id="warmup_too_short",
+        first_step=int(warmup),
+        last_step=int(top),
+        evidence=f"right after a warmup of {int(warmup)} steps the loss jumps up by {rise:.2f} "
+        f"nats, by step {int(top):,}, and comes back",
+        cause="the full rate came before the weights could bear it",
+        next=train_command(view.history, f"--schedule.warmup_steps {longer}", name="longer-warmup")
+        or f"the same run with a warmup of {longer} steps",
+        numbers={"rise": rise, "warmup_steps": warmup},
+    )
+
+
+def no_decay(view: View) -> Iterator[Finding]:
+    """A run that ends, or is about to, at its full rate."""
+    if not np.isfinite(view.lr).any() or view.progress < LATE or len(view.loss) < 20:
+        return
+    history = view.history
+    if history.total_steps is None and not history.finished:
+        return
+    peak = view.planned_peak or float(np.nanmax(view.lr))
+    if view.last < view.warmup_end + 0.2 * view.total:
+        return
+    end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else float(view.lr[-1])
+    if end < UNDECAYED * peak or float(np.nanmin(view.lr[view.settled])) < PEAK_SHARE * peak:
+        return
+    slope = slope_left(view, recent_peak(view))
+    more = ""
+    if slope is not None:
+        more = (
+            f"; {100 * slope.left:.0f} % of the slope is left behind a step: noise holds the loss"
+        )
+    config = history.config
+    remedy = "--schedule.name wsd" if config else ""
+    yield Finding(
+        id="no_decay",
+        first_step=int(view.total * 0.8),
+        evidence=f"the rate ends at {end:.2e}, {100 * end / peak:.0f} % of its peak{more}",
+        cause="a rate that is never lowered leaves the loss above what the weights already hold: a "
+        "decay over the last fifth usually gives 1 to 5 %",
+        next=f"gpt-report {history.path} --probe cooldown, to measure it; then "
+        + train_command(history, remedy, "--schedule.min_lr 0", name="decayed")
+        if config and history.path
+        else "go on for a tenth of the steps while the rate falls to 0",
+        numbers={"end_share": end / peak},
+    )
