@@ -20,6 +20,8 @@ from gpt.errors import UserError
 from gpt.metrics import METRICS_NAME, Record, read_metrics
 
 Column = npt.NDArray[np.float64]
+# Records of ours are nested twice; a file may hold anything.
+_DEEPEST = 8
 Rows = npt.NDArray[np.bool_]
 
 
@@ -34,8 +36,11 @@ class Table:
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> Table:
-        """Numbers of the records by name; nested ones as `name/inner`, texts are left out."""
-        rows = [_flat(record) for record in records]
+        """Numbers of the records by name; nested ones as `name/inner`, texts are left out.
+
+        A record without a step is none.
+        """
+        rows = [flat for flat in map(_flat, records) if math.isfinite(flat.get("step", math.nan))]
         names = dict.fromkeys(name for row in rows for name in row)
         return cls(
             {name: np.array([row.get(name, math.nan) for row in rows], float) for name in names}
@@ -74,8 +79,8 @@ class History:
 
     Attributes:
         name: how to call it.
-        source: what wrote the log: `gpt-train`, `csv`, `jsonl`, `nanogpt`, `trainer_state`,
-            `tensorboard`.
+        source: what wrote the log: `gpt-train`, `csv`, `jsonl`, `nanogpt`, `console`,
+            `trainer_state`, `tensorboard`.
         train: logged steps: step, loss (nats per token), and of lr, grad_norm, clipped_share,
             update_ratio, tokens_per_s, time_s and so on what there is.
         evals: evaluations: step, val_loss, and maybe val_bpb, train_loss.
@@ -150,7 +155,7 @@ def history_of(
     start = next((event for event in reversed(events) if event.get("event") == "run"), {})
     data_check = next((event for event in events if event.get("event") == "data_check"), {})
     train = Table.from_records([r for r in records if r.get("kind") == "train"])
-    total = start.get("total_steps")
+    total = _count(start, "total_steps")
     last = int(train["step"][-1]) if len(train) else 0
     ends = [event for event in events if event.get("event") in ("end", "diverged", "resumed")]
     ended = bool(ends) and ends[-1]["event"] != "resumed" and ends[-1].get("how") != "stopped"
@@ -163,8 +168,8 @@ def history_of(
         events=events,
         config=config,
         total_steps=total,
-        vocab_size=start.get("vocab_size"),
-        unigram_entropy=data_check.get("unigram_entropy"),
+        vocab_size=_count(start, "vocab_size"),
+        unigram_entropy=_flat(data_check).get("unigram_entropy"),
         finished=ended or (total is not None and last >= total),
     )
 
@@ -180,14 +185,28 @@ def read_run(run: Path) -> History:
     return History(**{**history.__dict__, "path": run})
 
 
-def _flat(record: Record) -> dict[str, float]:
+def _count(record: Record, name: str) -> int | None:
+    """A whole number above 0 of a record, None where there is none."""
+    value = record.get(name)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _flat(record: Record, depth: int = 0) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, int | float):
-            flat[name] = float(value)
-        elif isinstance(value, dict):
-            flat |= {f"{name}/{inner}": number for inner, number in _flat(value).items()}
+            flat[name] = _float(value)
+        elif isinstance(value, dict) and depth < _DEEPEST:
+            inside = _flat(value, depth + 1)
+            flat |= {f"{name}/{inner}": number for inner, number in inside.items()}
     return flat
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def finite(steps: Column, values: Column) -> tuple[Column, Column]:

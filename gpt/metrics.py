@@ -138,7 +138,12 @@ def _number(value: Any) -> Any:  # noqa: ANN401
 
 def read_metrics(run_dir: Path) -> list[Record]:
     """The records of a run; no file is no records, and lines torn by a crash are left out."""
-    return [record for _, record in _lines(run_dir / METRICS_NAME)]
+    return read_records(run_dir / METRICS_NAME)
+
+
+def read_records(path: Path) -> list[Record]:
+    """The same for a file in the format of metrics.jsonl, whatever it is called."""
+    return [record for _, record in _lines(path)]
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
@@ -149,11 +154,11 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
         return
     for line in content.splitlines(keepends=True):
         try:
-            record = json.loads(line)
-        except ValueError:  # torn, or not UTF-8
+            record = _number(json.loads(line))
+        except (ValueError, RecursionError):  # torn, not UTF-8, or nested without end
             continue
         if isinstance(record, dict) and line.endswith(b"\n"):
-            yield line, {key: _number(value) for key, value in record.items()}
+            yield line, record
 
 
 def truncate_after(run_dir: Path, step: int) -> None:

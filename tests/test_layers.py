@@ -11,7 +11,7 @@ LESSONS = ["update_rule", "one_step", "regimes", "landscape", "optimizers"]
 LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
-    {"config", "configfile", "files"},
+    {"config", "configfile", "files", "foreign.lines", "foreign.names"},
     {
         "device",
         "ranks",
@@ -30,6 +30,9 @@ LAYERS = [
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
     | {"health.finding", "report", "gauges", "machine"},
+    {"foreign.sheet"},
+    {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"},
+    {"foreign.assemble"},
     {"datacheck", "foreign", "health.diagnose"},
     {"health.watch"},
     {"report.config_keys", "report.coverage", "report.intervals", "report.markup"}

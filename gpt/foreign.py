@@ -1,1 +1,0 @@
-"""Logs that other programs wrote, read into a History."""
