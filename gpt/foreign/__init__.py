@@ -21,7 +21,7 @@ from gpt.history import History, history_of, read_run
 from gpt.metrics import METRICS_NAME, Record, read_records
 
 STATE_NAME = "trainer_state.json"
-_OUR_KINDS = {"train", "eval", "event", "layers"}
+_OUR_KINDS = ("train", "eval", "event", "layers")
 _MOST_FILES = 100_000
 _LOG_ENDINGS = (".csv", ".tsv", ".jsonl", ".log", ".txt", ".out")
 

@@ -22,7 +22,7 @@ def assemble(sheet: Sheet, path: Path, source: str, name: str) -> History:
     """
     losses = _train_losses(sheet)
     validated = {name: _validation(sheet, name) for name in ("val_loss", "val_bpb")}
-    if losses is None and validated["val_loss"] is None:
+    if validated["val_loss"] is None:
         validated["val_loss"] = _from_perplexity(sheet, "val_ppl", "validation loss")
     beside = _validation(sheet, "train_loss")
     if losses is None and beside is not None:

@@ -56,7 +56,7 @@ _SPELLINGS: dict[str, tuple[Place, str]] = {
     ),
     "loss": (
         "train",
-        "loss loss_step lm_loss ce_loss cross_entropy_loss cross_entropy crossentropyloss xent ce"
+        "loss loss_step lm_loss ce_loss cross_entropy_loss cross_entropy xent ce"
         " nll nll_loss loss_ce loss_out lm_loss_value loss_value global_avg_loss avg_loss loss_avg"
         " average_loss loss_average mean_loss running_loss smooth_loss total_loss loss_total"
         " loss_epoch epoch_loss trl",
@@ -91,7 +91,7 @@ _SPELLINGS: dict[str, tuple[Place, str]] = {
         "tokens total_tokens tokens_total tokens_seen num_tokens n_tokens num_tokens_seen"
         " n_tokens_seen num_input_tokens_seen tokens_processed consumed_tokens",
     ),
-    "mfu": ("train", "mfu bf16_mfu mfu_pct mfu_percent"),
+    "mfu": ("train", "mfu bf_16_mfu mfu_pct mfu_percent"),
     "bpb": ("train", "bpb bits_per_byte"),
     "val_loss": ("eval", "tel"),
     "total_steps": ("row", "total_steps max_steps max_iters num_iterations train_iters"),
