@@ -67,7 +67,6 @@ class Progress:
     guard_losses: list[float] = field(default_factory=list)
     guard_norms: list[float] = field(default_factory=list)
     interval: dict[str, float] = field(default_factory=dict)  # since the last line of the log
-    noise: list[float] = field(default_factory=list)
 
 
 @dataclass

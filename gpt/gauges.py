@@ -75,11 +75,8 @@ class Gauge:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [p for _, p in named]
-        self._strides = [max(1, math.ceil(p.numel() / SAMPLE)) for p in self._parameters]
-        self._sizes = [
-            math.ceil(p.numel() / stride)
-            for p, stride in zip(self._parameters, self._strides, strict=True)
-        ]
+        self._strides = [_stride(p.numel()) for p in self._parameters]
+        self._sizes = [sample_size(p.numel()) for p in self._parameters]
         self._optimizer = optimizer
         self._weights: Tensor | None = None
         self._last: tuple[Tensor, Tensor] | None = None  # gradient and update of the step before
@@ -182,24 +179,34 @@ class NoiseMeter:
     (arXiv:1812.06162), appendix A.1: B_simple = tr(covariance of one sample) / |G|^2.
     """
 
-    def __init__(self, state: list[float] | None = None) -> None:
-        """Takes `state` of an earlier meter, to go on from it."""
-        self.state = state if state else [0.0, 0.0, 0.0]  # signal, noise, measurements
+    def __init__(self) -> None:
+        """Nothing is measured yet."""
+        self._signal = self._noise = 0.0
+        self._count = 0
 
     def add(self, signal: float, noise: float) -> None:
         """One measurement: |G|^2 and the variance of a step's gradient."""
         if not (math.isfinite(signal) and math.isfinite(noise)):
             return
-        count = self.state[2] + 1
-        weight = max(NOISE_WEIGHT, 1 / count)
-        self.state[0] += weight * (signal - self.state[0])
-        self.state[1] += weight * (noise - self.state[1])
-        self.state[2] = count
+        self._count += 1
+        weight = max(NOISE_WEIGHT, 1 / self._count)
+        self._signal += weight * (signal - self._signal)
+        self._noise += weight * (noise - self._noise)
 
     def scale(self, batch: int) -> float | None:
         """The noise scale in the unit of `batch`; None before there is enough, or no signal."""
-        signal, noise, count = self.state
-        return batch * noise / signal if count >= NOISE_LEAST and signal > 0 else None
+        if self._count < NOISE_LEAST or self._signal <= 0:
+            return None
+        return batch * self._noise / self._signal
+
+
+def sample_size(elements: int) -> int:
+    """How many elements of a parameter are looked at."""
+    return math.ceil(elements / _stride(elements))
+
+
+def _stride(elements: int) -> int:
+    return max(1, math.ceil(elements / SAMPLE))
 
 
 def _every(tensor: Tensor, stride: int) -> Tensor:

@@ -47,7 +47,10 @@ class Recorder:
         self.gauge = Gauge(training.model, training.optimizer)
         device = next(training.model.parameters()).device
         self._machine = MachineMeter(device)
-        self._noise = NoiseMeter(training.progress.noise)
+        self._noise = NoiseMeter()
+        for record in before:
+            if record.get("grad_noise") is not None:
+                self._noise.add(record["grad_signal"], record["grad_noise"])
         self._mark = time.perf_counter()
         self._interval_s, self._interval_tokens = 0.0, 0
         self._slow = SlowSteps()
@@ -129,7 +132,6 @@ class Recorder:
         moves, pair = self.gauge.moves, self.gauge.pair
         if pair is not None:
             self._noise.add(pair.signal, pair.noise)
-            self._training.progress.noise = self._noise.state
         steps = interval["steps"]
         groups = self._training.optimizer.param_groups
         rates = self._rates
@@ -144,6 +146,8 @@ class Recorder:
             "adam_rms": None if moves is None else moves.adam_rms,
             "slope_before": None if pair is None else pair.slope_before,
             "slope_after": None if pair is None else pair.slope_after,
+            "grad_signal": None if pair is None else pair.signal,
+            "grad_noise": None if pair is None else pair.noise,
             "noise_scale": self._noise.scale(tokens),
             **self._machine.read(),
         }

@@ -13,10 +13,13 @@ from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_
 from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
 from gpt.guard import SpikeGuard
+from gpt.health.diagnose import verdict
+from gpt.history import read_run
 from gpt.metrics import duration
 from gpt.plot import plot_run
 from gpt.ratepolicy import RatePolicy
 from gpt.record import Recorder, note_evaluation
+from gpt.report.page import write_report
 from gpt.resume import find_start
 from gpt.rundir import Resume, locked_run, newest_checkpoint, save_run
 from gpt.schedule import Plan
@@ -272,7 +275,10 @@ def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
     if ending == "stopped":
         say(f"go on    gpt-train --config {run / 'config.yaml'}")
         return
-    picture = run / "curve.png"
+    picture, page = run / "curve.png", run / "report.html"
     plot_run(run, picture)
+    write_report(run, page)
     say(f"picture  {picture}")
+    say(f"report   {page}, or in words: gpt-report {run}")
+    say(f"verdict  {verdict(read_run(run))}")
     say(f'try it   gpt-infer --run {run} --prompt "..."')

@@ -38,6 +38,7 @@ def our_steps(text: Path, folder: Path) -> list[float]:
     from gpt.configfile import load_config
     from gpt.data import Batches, open_data
     from gpt.device import keep_freed_memory, set_threads
+    from gpt.gauges import Gauge
     from gpt.step import train_step
 
     config = load_config(CONFIG, [("data.source", str(text)), ("data.dir", str(folder))])
@@ -46,10 +47,12 @@ def our_steps(text: Path, folder: Path) -> list[float]:
     data = open_data(config)
     training, _ = build_training(config, data)
     batches = Batches(data.train, config.model.context_len, config.train.batch_size, 0)
+    gauge = Gauge(training.model, training.optimizer)
 
     def step(number: int) -> None:
-        measure = number % config.log.every_steps == 0
-        train_step(training, *batches.batch(number), measure_update=measure)
+        every = config.log.every_steps
+        gauge.watch(full=number % every == 0, first=(number + 1) % every == 0)
+        train_step(training, *batches.batch(number), gauge=gauge)
 
     return timed(step)
 

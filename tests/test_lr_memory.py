@@ -8,6 +8,7 @@ from gpt.checkpoint import Training
 from gpt.config import Config, TokenizerConfig
 from gpt.configfile import load_config
 from gpt.device import DTYPES, grad_scaler
+from gpt.gauges import Gauge
 from gpt.lr.memory import LiveBytes, estimate_memory, optimizer_bytes
 from gpt.model import GPT
 from gpt.optim import build_optimizer
@@ -60,9 +61,12 @@ def real_peak(config: Config) -> int:
     )
     shape = (config.train.batch_size, config.model.context_len)
 
+    gauge = Gauge(model, optimizer)
+
     def step() -> None:
         rows = torch.randint(VOCAB, shape)
-        train_step(training, rows, rows.clone(), measure_update=True)
+        gauge.watch(full=True, first=True)
+        train_step(training, rows, rows.clone(), gauge=gauge)
 
     step()
     model.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ import torch
 
 from gpt.build import build_training
 from gpt.data import Batches, open_data
+from gpt.gauges import Gauge
 from gpt.step import gradient_norm, train_step
 from tests.conftest import ConfigMaker
 
@@ -15,8 +16,10 @@ def one_step(make_config: ConfigMaker, **changes: str):  # type: ignore[no-untyp
     training, _ = build_training(config, data)
     batches = Batches(data.train, config.model.context_len, config.train.batch_size, 0)
     before = [p.detach().clone() for p in training.model.parameters()]
-    result = train_step(training, *batches.batch(0), measure_update=True)
-    return training, result, before
+    gauge = Gauge(training.model, training.optimizer)
+    gauge.watch(full=True, first=False)
+    result = train_step(training, *batches.batch(0), gauge=gauge)
+    return training, result, (before, gauge)
 
 
 @pytest.mark.parametrize("micro", ["1", "2", "4", "5"])
@@ -44,11 +47,12 @@ def test_clipping_limits_the_gradient(make_config: ConfigMaker) -> None:
 
 
 def test_update_ratio_is_update_over_weights(make_config: ConfigMaker) -> None:
-    training, result, before = one_step(make_config)
+    training, _, (before, gauge) = one_step(make_config)
     after = [p.detach() for p in training.model.parameters()]
     moved = sum(float((a - b).pow(2).sum()) for a, b in zip(after, before, strict=True))
     length = sum(float(b.pow(2).sum()) for b in before)
-    assert result.update_ratio == pytest.approx((moved / length) ** 0.5, rel=1e-4)
+    assert gauge.moves is not None
+    assert gauge.moves.update_ratio == pytest.approx((moved / length) ** 0.5, rel=1e-4)
 
 
 def test_the_schedule_moves_once_a_step(make_config: ConfigMaker) -> None:

@@ -47,6 +47,14 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 }
 
 
+def verdict(history: History) -> str:
+    """How a run did, in one line."""
+    findings = diagnose(history)
+    if not findings:
+        return "healthy: nothing was found"
+    return "; ".join(f"{finding.id} (from step {finding.first_step:,})" for finding in findings)
+
+
 def diagnose(history: History) -> list[Finding]:
     """What is wrong with the run, most important first; an empty list for a healthy one.
 

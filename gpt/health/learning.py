@@ -15,6 +15,7 @@ AT_FREQUENCIES = 0.03  # share of the unigram entropy around it
 FLAT_WINDOW = 0.2  # share of the run that must be flat
 FLAT_STEPS = 80
 FLAT_FALL = 0.01  # of the loss, that such a window may still fall by
+FLAT_OF_START = 0.004  # of the first loss: what is less is no progress, however low the level
 RATE_IN_USE = 0.3  # of the peak; below it a loss that stands still is what a decay does
 DEAD_GRADIENT = 1e-5  # of the median gradient of all matrices
 DEAD_FEATURES = 0.99
@@ -23,12 +24,17 @@ DEAD_LINES = 2
 
 def stuck_at_chance(view: View) -> Iterator[Finding]:
     """A loss that stays at ln V, or at the tokens' frequencies, whatever the weights do."""
-    if len(view.loss) < 12 or view.progress < 0.15 or view.last < view.warmup_end + 30:
+    if len(view.loss) < 10 or view.progress < 0.12 or view.last < view.warmup_end + 30:
         return
-    end, chance, low = float(view.smooth[-1]), view.history.chance, view.ignorance
-    half = view.steps > 0.5 * view.last
+    chance, low = view.history.chance, view.ignorance
+    peak_end = float(view.steps[view.at_peak][-1]) if view.at_peak.any() else view.last
+    half = (view.steps > 0.5 * peak_end) & (view.steps <= peak_end)
+    if half.sum() < 5:
+        return
+    end = float(np.median(view.loss[half]))
     slope, slope_low, slope_high = theil_sen(view.steps[half], view.loss[half])
-    moved = slope * float(view.last) * 0.5
+    span = 0.5 * peak_end
+    moved = slope * span
     if chance is not None and abs(end - chance) < AT_CHANCE * chance and abs(moved) < 0.01 * chance:
         place = f"ln V = {chance:.3f}, the loss of a guess"
         cause = (
@@ -38,7 +44,7 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
     elif (
         low is not None
         and abs(end - low) < AT_FREQUENCIES * low
-        and max(abs(slope_low), abs(slope_high)) * 0.5 * view.last < AT_FREQUENCIES * low
+        and max(abs(slope_low), abs(slope_high)) * span < AT_FREQUENCIES * low
         and (chance is None or chance - low > 0.02)
     ):
         place = f"{low:.3f}, the entropy of the tokens' frequencies"
@@ -51,7 +57,7 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
     yield Finding(
         id="stuck_at_chance",
         first_step=int(view.steps[half][0]),
-        evidence=f"the loss stands at {end:.3f} after {int(view.last):,} steps; {place}",
+        evidence=f"the loss stands at {end:.3f} up to step {int(peak_end):,}; {place}",
         cause=cause,
         next="gpt-data info on the run's data folder: does the decoded text read as it should?",
         numbers={"loss": end},
@@ -60,22 +66,27 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
 
 def plateau(view: View) -> Iterator[Finding]:
     """A loss that has stopped falling although the rate is in use."""
-    start = view.last - FLAT_WINDOW * view.total
-    if start < max(view.warmup_end, 0.05 * view.total) or len(view.loss) < 30:
-        return
-    rows = view.steps > start
-    if rows.sum() < 10 or view.last - start < FLAT_STEPS:
-        return
     peak = view.planned_peak
-    rates = view.lr[rows]
-    if peak is not None and np.isfinite(rates).any() and np.nanmin(rates) < RATE_IN_USE * peak:
+    in_use = np.ones(len(view.steps), bool)
+    if peak is not None:
+        in_use = ~(view.lr < RATE_IN_USE * peak)
+    if not in_use.any() or len(view.loss) < 30:
+        return
+    end = float(view.steps[in_use][-1])
+    start = end - FLAT_WINDOW * view.total
+    rows = in_use & (view.steps > start)
+    if (
+        start < max(view.warmup_end, 0.05 * view.total)
+        or rows.sum() < 10
+        or end - start < FLAT_STEPS
+    ):
         return
     _, low, high = theil_sen(view.steps[rows], view.loss[rows])
     span = float(view.steps[rows][-1] - view.steps[rows][0])
     level = float(np.median(view.loss[rows]))
     # As much as another such window could bring, by the interval of the slope.
     most = max(abs(low), abs(high)) * span
-    if most > FLAT_FALL * level:
+    if most > max(FLAT_FALL * level, FLAT_OF_START * view.start_loss):
         return
     yield Finding(
         id="plateau",

@@ -154,7 +154,7 @@ def lr_too_large(view: View) -> Iterator[Finding]:
     ratio, slope = view.middle("update_ratio", rows), slope_left(view, rows)
     usual = usual_rates(view)
     lost = level > 1.02 * view.start_loss + 3 * view.sigma
-    climbs = rise > 0 and not recovered(view)
+    climbs = rise > 0 and not recovered(view) and not jumped(view) and is_shuffled(view)
     low = view.ignorance
     stuck = low is not None and view.start_loss - low > 0.2 and level > KNOWS_NOTHING * low
     stuck = stuck and view.last > view.warmup_end + max(20.0, 0.08 * view.total)
@@ -197,6 +197,30 @@ def lr_too_large(view: View) -> Iterator[Finding]:
         else rate_command(view.history, 1 / 10),
         numbers=numbers,
     )
+
+
+def jumped(view: View) -> bool:
+    """Whether the climb is a jump from one line to the next that the loss is coming back from.
+
+    What stays up for a tenth of the run does not come back.
+    """
+    lowest = int(np.argmin(view.smooth))
+    after = view.loss[lowest:]
+    steps = view.steps[lowest:]
+    if len(after) < 3:
+        return True
+    top = int(np.argmax(after))
+    level, height = float(view.smooth[lowest]), float(after[top])
+    sharp = float(np.max(np.diff(after[: top + 1]), initial=0.0)) > 0.4 * (height - level)
+    coming_back = float(view.loss[-3:].mean()) < level + 0.6 * (height - level)
+    young = view.last - float(steps[top]) < 0.1 * view.total
+    return sharp and (coming_back or young)
+
+
+def is_shuffled(view: View) -> bool:
+    """Whether the text comes in a random order, so that a climb is not the text's."""
+    config = view.history.config
+    return config is None or config.data.shuffle
 
 
 def usual_rates(view: View) -> tuple[float, float] | None:

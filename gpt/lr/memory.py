@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from gpt.config import Config
 from gpt.device import autocast
+from gpt.gauges import sample_size
 from gpt.model import GPT
 from gpt.optim import parameter_groups
 from gpt.step import cross_entropy_sum
@@ -152,19 +153,24 @@ def optimizer_bytes(model: nn.Module, config: Config) -> int:
 def update_bytes(model: nn.Module, config: Config) -> int:
     """What comes and goes while the weights are updated.
 
-    A step that is logged keeps a copy of the weights, and then how far each has moved. Muon on a
-    CPU holds the hidden matrices' updates at once, and some copies of those of one shape.
+    A step that is logged keeps samples of the weights and the gradient, and then how far each has
+    moved. Muon on a CPU holds the hidden matrices' updates at once, and some copies of those of one
+    shape.
     """
-    copies = sum(size_of(parameter) for parameter in model.parameters())
+    sizes = [4 * sample_size(parameter.numel()) for parameter in model.parameters()]
+    sample, largest = sum(sizes), max(sizes)
+    if config.optimizer.name in ("sgd", "adafactor"):
+        return (4 if config.optimizer.name == "sgd" else 3) * sample
+    measured = 4 * sample + 2 * largest  # of g^2 / v, a parameter at a time
     if config.optimizer.name != "muon":
-        return 2 * copies
+        return measured
     by_shape: dict[torch.Size, int] = {}
     for group in parameter_groups(model, config.optimizer):
         if group["name"] == "matrices":
             for weight in group["params"]:
                 by_shape[weight.shape] = by_shape.get(weight.shape, 0) + size_of(weight)
     hidden = sum(by_shape.values()) + 5 * max(by_shape.values(), default=0)
-    return copies + max(copies, hidden)
+    return max(measured, 2 * sample + hidden)
 
 
 def size_of(tensor: Tensor) -> int:
