@@ -1,11 +1,10 @@
-"""What a run says of itself: console line, metrics.jsonl, TensorBoard, W&B; and reading it back.
+"""What a run says of itself: the console line and metrics.jsonl; and reading it back.
 
 What the numbers mean, and whether they are healthy, is not decided here.
 """
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any, NoReturn, TextIO
 from tqdm import tqdm
 
 from gpt.config import Config
-from gpt.errors import UserError
 from gpt.files import write_durably
+from gpt.trackers import Trackers, step_of
 
 METRICS_NAME = "metrics.jsonl"
 Record = dict[str, Any]
@@ -39,8 +38,14 @@ class MetricsLog:
         `config` is what W&B shows beside the run. Raises UserError if TensorBoard or W&B is wished
         for and not installed.
         """
-        self._tensorboard = _open_tensorboard(run_dir) if tensorboard else None
-        self._wandb = _open_wandb(run_dir, config) if wandb else None
+        before = read_metrics(run_dir) if tensorboard or wandb else []
+        self._trackers = Trackers(
+            run_dir,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            config=config,
+            last_step=max((step_of(record) for record in before), default=None),
+        )
         # Unbuffered: a line is with the operating system, in one call, before `write` returns.
         self._file = (run_dir / METRICS_NAME).open("ab", buffering=0)
 
@@ -48,70 +53,18 @@ class MetricsLog:
         """Appends one record as one line; it survives whatever happens to this process."""
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
         self._file.write(text.encode() + b"\n")
-        numbers = _numbers(record)
-        step = int(_step(record))
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None and numbers:
-            # Not `step=`: W&B drops steps that are written twice, as after a resume.
-            self._wandb.log({**numbers, "step": step})
+        self._trackers.write(record)
 
-    def close(self) -> None:
-        """Closes the file and the trackers."""
+    def close(self, *, failed: bool = False) -> None:
+        """Closes the file and the trackers; `failed`: the run ended by an error."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._trackers.close(failed=failed)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _open_tensorboard(run_dir: Path) -> Any:  # noqa: ANN401
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise _not_installed("tensorboard") from None
-    # A resumed run hides what the interrupted one wrote past the checkpoint.
-    purge = max((int(_step(record)) for record in read_metrics(run_dir)), default=-1) + 1
-    folder = str(run_dir / "tensorboard")
-    return SummaryWriter(folder, purge_step=purge or None)
-
-
-def _open_wandb(run_dir: Path, config: Config | None) -> Any:  # noqa: ANN401
-    try:
-        import wandb
-    except ImportError:
-        raise _not_installed("wandb") from None
-    # The project's name comes from WANDB_PROJECT; WANDB_MODE=offline keeps everything here.
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "gpt-train"),
-        name=config.run.name if config else run_dir.name,
-        dir=str(run_dir),
-        config=config.model_dump(mode="json") if config else None,
-    )
-
-
-def _not_installed(package: str) -> UserError:
-    return UserError(
-        f"log.{package}: on, but the package {package} is not installed; "
-        f'pip install "gpt-train[track]", or set log.{package} to false'
-    )
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """The values that trackers can draw, named `kind/key`."""
-    kind = record.get("kind", "train")
-    return {
-        f"{kind}/{key}": float(value)
-        for key, value in record.items()
-        if key != "step" and isinstance(value, int | float)
-    }
+        self.close(failed=exception[:1] != (None,))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

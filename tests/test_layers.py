@@ -12,6 +12,7 @@ LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files", "foreign.lines", "foreign.names"},
+    {"trackers"},
     {
         "device",
         "ranks",

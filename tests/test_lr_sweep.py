@@ -17,9 +17,9 @@ import gpt.lr.sweep
 import gpt.train
 from gpt.config import Config
 from gpt.configfile import dump_config
+from gpt.datacheck import unigram_entropy
 from gpt.files import locked
 from gpt.lr.labels import judge
-from gpt.datacheck import unigram_entropy
 from gpt.lr.sweep import auto_lrs
 from gpt.lr.sweep_plot import plot_sweep
 from gpt.metrics import Console, read_metrics

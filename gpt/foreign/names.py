@@ -99,7 +99,8 @@ _SPELLINGS: dict[str, tuple[Place, str]] = {
 # What our own runs write is spelled in one way.
 _OURS = (
     "loss_mean loss_max grad_norm_max clipped clipped_share skipped update_ratio adam_rms"
-    " slope_before slope_after noise_scale memory_bytes cpu_share major_faults"
+    " slope_before slope_after grad_signal grad_noise noise_scale memory_bytes cpu_share"
+    " others_share major_faults"
 )
 
 

@@ -11,7 +11,8 @@ from gpt.health.view import MAD_TO_SIGMA, View, theil_sen
 from gpt.history import Column
 
 AT_CHANCE = 0.02  # share of ln V around it
-AT_FREQUENCIES = 0.03  # share of the unigram entropy around it
+AT_FREQUENCIES = 0.05  # share of the unigram entropy around it, which a BPE has of noise too
+FLAT_AT_FREQUENCIES = 0.03
 FLAT_WINDOW = 0.2  # share of the run that must be flat
 FLAT_STEPS = 80
 FLAT_FALL = 0.01  # of the loss, that such a window may still fall by
@@ -44,7 +45,7 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
     elif (
         low is not None
         and abs(end - low) < AT_FREQUENCIES * low
-        and max(abs(slope_low), abs(slope_high)) * span < AT_FREQUENCIES * low
+        and max(abs(slope_low), abs(slope_high)) * span < FLAT_AT_FREQUENCIES * low
         and (chance is None or chance - low > 0.02)
     ):
         place = f"{low:.3f}, the entropy of the tokens' frequencies"

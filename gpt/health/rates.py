@@ -144,59 +144,70 @@ def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
 
 def lr_too_large(view: View) -> Iterator[Finding]:
     """A loss that rises, swings, or stops at once at what the tokens' frequencies tell."""
-    if len(view.loss) < 8 or view.last < view.warmup_end + 8:
-        return
     rows = recent_peak(view)
-    if not rows.any():
+    if len(view.loss) < 8 or view.last < view.warmup_end + 8 or not rows.any():
         return
     level = float(np.median(view.loss[rows]))
-    rise, top = climb(view)
-    ratio, slope = view.middle("update_ratio", rows), slope_left(view, rows)
-    usual = usual_rates(view)
-    lost = level > 1.02 * view.start_loss + 3 * view.sigma
-    climbs = rise > 0 and not recovered(view) and not jumped(view) and is_shuffled(view)
-    low = view.ignorance
-    stuck = low is not None and view.start_loss - low > 0.2 and level > KNOWS_NOTHING * low
-    stuck = stuck and view.last > view.warmup_end + max(20.0, 0.08 * view.total)
-    fast = ratio is not None and ratio > FAST_UPDATE
-    long_steps = slope is not None and slope.left + 2 * slope.error < LONG_STEP
-    high = usual is not None and view.planned_peak is not None and view.planned_peak > usual[1]
-    if not (lost or climbs or (stuck and (fast or long_steps or high))):
+    signs = long_steps(view, rows)
+    reasons = [_lost(view, level), _stuck(view, level) if signs else ""]
+    climbing = _climbing(view)
+    if not any(reasons) and not climbing:
         return
-    reasons, numbers = [], {"level": level}
-    if lost:
-        reasons.append(f"at the full rate the loss is {level:.2f}, above where it began")
-    if climbs:
-        reasons.append(f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}")
-    if stuck and not lost:
-        reasons.append(
-            f"at the full rate the loss stays at {level:.2f}; knowing the tokens' frequencies "
-            f"alone gives {low:.2f}"
-        )
-    if fast and ratio is not None:
-        numbers["update_ratio"] = ratio
-        reasons.append(f"a step moves the weights by {ratio:.2g} of their size")
-    if long_steps and slope is not None:
-        numbers["slope_left"] = slope.left
-        reasons.append(f"the slope behind a step is {100 * slope.left:.0f} % of that before it")
-    if high and usual is not None:
-        reasons.append(
-            f"the rate is {view.planned_peak:g}; small models train with {usual[1]:g} at most"
-        )
-    clipped = view.middle("clipped_share", view.settled)
-    if clipped is not None and clipped > 0.5:
-        reasons.append(f"{100 * clipped:.0f} % of the steps are clipped")
     lowest = int(view.steps[int(np.argmin(view.smooth))])
     yield Finding(
         id="lr_too_large",
-        first_step=lowest if climbs and not lost and not stuck else int(view.warmup_end),
-        evidence="; ".join(reasons),
+        first_step=int(view.warmup_end) if any(reasons) else lowest,
+        evidence="; ".join(filter(None, [*reasons, climbing, *signs])),
         cause="the steps go too far: the rate is too large",
         next=find_command(view.history)
         if view.history.config
         else rate_command(view.history, 1 / 10),
-        numbers=numbers,
+        numbers={"level": level, "rise": climb(view)[0]},
     )
+
+
+def _lost(view: View, level: float) -> str:
+    """Whether the loss stands above its start, in words; empty if not."""
+    if level <= 1.02 * view.start_loss + 3 * view.sigma:
+        return ""
+    return f"at the full rate the loss is {level:.2f}, above where it began"
+
+
+def _stuck(view: View, level: float) -> str:
+    """Whether only the tokens' frequencies were learned, in words; empty if not."""
+    low = view.ignorance
+    early = view.last <= view.warmup_end + max(20.0, 0.08 * view.total)
+    if low is None or early or view.start_loss - low < 0.2 or level <= KNOWS_NOTHING * low:
+        return ""
+    return (
+        f"at the full rate the loss stays at {level:.2f}; knowing the tokens' frequencies alone "
+        f"gives {low:.2f}"
+    )
+
+
+def _climbing(view: View) -> str:
+    """Whether the loss climbs and stays up, in words; empty if not."""
+    rise, top = climb(view)
+    if not rise or recovered(view) or jumped(view) or not is_shuffled(view):
+        return ""
+    return f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}"
+
+
+def long_steps(view: View, rows: Rows) -> list[str]:
+    """What besides the loss says that steps are too long, in words; empty if nothing does."""
+    signs = []
+    ratio, slope = view.middle("update_ratio", rows), slope_left(view, rows)
+    if ratio is not None and ratio > FAST_UPDATE:
+        signs.append(f"a step moves the weights by {ratio:.2g} of their size")
+    if slope is not None and slope.left + 2 * slope.error < LONG_STEP:
+        signs.append(f"the slope behind a step is {100 * slope.left:.0f} % of that before it")
+    usual, peak = usual_rates(view), view.planned_peak
+    if usual is not None and peak is not None and peak > usual[1]:
+        signs.append(f"the rate is {peak:g}; models of 1M to 1B parameters take up to {usual[1]:g}")
+    clipped = view.middle("clipped_share", view.settled)
+    if signs and clipped is not None and clipped > 0.5:
+        signs.append(f"{100 * clipped:.0f} % of the steps are clipped")
+    return signs
 
 
 def jumped(view: View) -> bool:

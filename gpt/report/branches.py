@@ -104,7 +104,7 @@ class Bench:
     """A run at one of its checkpoints, from which branches are trained, each from the same state.
 
     torch's generators are used and not put back. `rates` are those of the optimizer's groups for
-    the checkpoint's next step.
+    the checkpoint's next step, `next_batch` is the batch that this step takes.
     """
 
     def __init__(self, folder: Path, training: Training, data: TokenData, plan: Plan) -> None:
@@ -122,13 +122,13 @@ class Bench:
             self.config.train.batch_size,
             self.config.run.seed,
         )
-        self._next_batch = self.step + training.progress.skipped_batches
+        self.next_batch = self.step + training.progress.skipped_batches
         self._start = self._moment()
 
     @property
     def epochs(self) -> float:
         """Passes over the training text that the run had made."""
-        return self._batches.epoch(self._next_batch)
+        return self._batches.epoch(self.next_batch)
 
     def branch(
         self,
@@ -179,7 +179,7 @@ class Bench:
         while len(losses) < len(factors):
             for group, rate in zip(self._training.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factors[len(losses)]
-            inputs, targets = self._batches.batch(self._next_batch + len(losses))
+            inputs, targets = self._batches.batch(self.next_batch + len(losses))
             try:
                 result = train_step(self._training, inputs, targets)
             except NonFiniteError:

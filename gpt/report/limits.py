@@ -13,15 +13,20 @@ from gpt.report.branches import Difference
 from gpt.report.evidence import Evidence
 
 Limit = Literal["noise", "rate", "capacity", "data", "not_decided"]
+Remedy = Literal["decay", "raise", "lower", "larger", "regularise", "double", "longer", "later"]
 
 # Share of a cooldown's gain that is less noise, from which on noise is the limit.
 NOISY = 0.5
+# The same where twice the rate surely loses, which speaks for noise too.
+LESS_NOISY = 0.3
 # Below this share the steps themselves bring the loss down: the rate is far too small.
 STEADY = -0.25
 # Shares of the validation loss: what counts, and what lies between validation and training loss
 # even where the same text is never seen twice.
 MATERIAL = 0.01
 GAP = 0.03
+# A loss that falls by this share over the steps of a branch hides everything else.
+FALLING = 0.1
 # Below this share of the peak rate, a loss that stands still says nothing of the model.
 HIGH = 0.5
 # Below this share of the planned steps, twice the rate may win and still be too much for them all.
@@ -32,22 +37,28 @@ SHORT = 0.04
 
 @dataclass(frozen=True)
 class Verdict:
-    """What limits the run, and why, a sentence each."""
+    """What limits the run, what to do about it, and why, a sentence each."""
 
     limit: Limit
+    remedy: Remedy
     reasons: tuple[str, ...]
 
 
 def judge(found: Evidence) -> Verdict:
     """The first limit that the evidence speaks for, or why it speaks for none."""
-    rules: list[tuple[Limit, Callable[[Evidence], list[str]]]] = [
-        ("data", _data),
-        ("rate", _rate),
-        ("capacity", _capacity),
-        ("noise", _noise),
-        ("not_decided", _open),
+    rules: list[tuple[Limit, Remedy, Callable[[Evidence], list[str]]]] = [
+        ("data", "regularise", _data),
+        ("not_decided", "later", _falling),
+        ("rate", "raise" if found.win else "double", _rate),
+        ("capacity", "larger", _capacity),
+        ("noise", "decay", _noise),
+        ("not_decided", "longer" if found.win else "double", _open),
     ]
-    return next(Verdict(limit, tuple(reasons)) for limit, rule in rules if (reasons := rule(found)))
+    return next(
+        Verdict(limit, remedy, tuple(reasons))
+        for limit, remedy, rule in rules
+        if (reasons := rule(found))
+    )
 
 
 def _data(found: Evidence) -> list[str]:
@@ -63,6 +74,15 @@ def _data(found: Evidence) -> list[str]:
     if rising:
         reasons.append(f"It was {found.rise:.4f} nats lower before: it rises.")
     return reasons
+
+
+def _falling(found: Evidence) -> list[str]:
+    if found.drift.value < FALLING * found.val:
+        return []
+    return [
+        f"Over as few steps at the unchanged rate the loss falls by {_nats(found.drift)} still: "
+        "that hides what a probe could see."
+    ]
 
 
 def _rate(found: Evidence) -> list[str]:
@@ -106,7 +126,10 @@ def _capacity(found: Evidence) -> list[str]:
 
 
 def _noise(found: Evidence) -> list[str]:
-    if not (found.noise_share >= NOISY and found.gain.is_above()):
+    sure = found.gain.is_above()
+    loses = found.win is not None and _loses(found.win)
+    noisy = found.noise_share >= NOISY and (sure or loses)
+    if not (noisy or (found.noise_share >= LESS_NOISY and sure and loses)):
         return []
     reasons = [
         f"Cooling down gains {_nats(found.gain)} over as many steps at the unchanged rate: "
@@ -143,9 +166,14 @@ def _twice(win: Difference) -> str:
     """What twice the rate did where it did not surely win."""
     if win.value == -math.inf:
         return "Twice the rate breaks the training."
-    if Difference(-win.value, win.error).is_above():
+    if _loses(win):
         return f"Twice the rate, cooled down alike, ends {-win.value:.4f} ± {win.error:.4f} higher."
     return f"Twice the rate makes no difference that is sure ({_nats(win)})."
+
+
+def _loses(win: Difference) -> bool:
+    """Whether twice the rate is surely worse."""
+    return win.value == -math.inf or Difference(-win.value, win.error).is_above()
 
 
 def _nats(difference: Difference) -> str:

@@ -99,12 +99,13 @@ def is_judgeable(plan: Plan, step: int, lowest: float) -> bool:
 def _why_none(run: Path, unfit: Sequence[tuple[int, Plan]], lowest: float) -> str:
     if not unfit:
         return f"--probe: no checkpoint of {run} is whole; let the run save another"
-    step, plan = max(unfit, key=lambda pair: pair[1].factor(pair[0]))
-    if step < plan.warmup_end:
+    past_warmup = [(step, plan) for step, plan in unfit if step >= plan.warmup_end]
+    if not past_warmup:
         return (
             f"--probe: {run} has no checkpoint after its warmup, which ends at step "
-            f"{plan.warmup_end:,}; probe it once there is one"
+            f"{unfit[0][1].warmup_end:,}; probe it once there is one"
         )
+    step, plan = max(past_warmup, key=lambda pair: pair[1].factor(pair[0]))
     return (
         f"--probe: the rate of {run} has already come down to {plan.factor(step):.0%} of its peak "
         f"at step {step:,}, and no checkpoint with a higher one is kept; below {lowest:.0%} there "

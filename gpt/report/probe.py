@@ -186,7 +186,6 @@ def probe(run: Path, kind: Kind, steps: int | None = None) -> Probe:
     evidence = evidence_of(bench, length, before, branches, history)
     verdict = _broken(branches) if evidence is None else judge(evidence)
     stand = Standing(run, bench.config, bench.plan, step_of(checkpoint_folders(run)[-1]))
-    limit = "too_high" if evidence is None else verdict.limit
     return Probe(
         kind=kind,
         run=run,
@@ -199,7 +198,7 @@ def probe(run: Path, kind: Kind, steps: int | None = None) -> Probe:
         branches=branches,
         evidence=evidence,
         verdict=verdict,
-        next=next_command(stand, limit, kind, length),
+        next=next_command(stand, verdict.remedy, length),
         seconds=meter.seconds,
     )
 
@@ -217,6 +216,7 @@ def _broken(branches: dict[str, Branch]) -> Verdict:
     steps = min(len(branches[name].losses) for name in ("control", "cooled"))
     return Verdict(
         "noise",
+        "lower",
         (f"The run's own rate breaks the numbers within {steps + 1} steps: it is too high.",),
     )
 

@@ -1,14 +1,13 @@
-"""The command to type after a probe, for each limit that it can find."""
+"""The command to type after a probe, for each remedy."""
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from gpt.config import Config
 from gpt.lr.rates import rate_text
 from gpt.plan import Plan
-from gpt.report.limits import Limit
+from gpt.report.limits import Remedy
 
 DECAY_SHARE = 0.2  # of the steps done, that a decay takes (Hägele et al. 2024: 10 to 20 %)
 _DROPOUT = 0.1
@@ -24,37 +23,32 @@ class Standing:
     newest: int
 
 
-def next_command(
-    at: Standing,
-    limit: Limit | Literal["too_high"],
-    probed: Literal["cooldown", "double"],
-    steps: int,
-) -> str:
-    """What to type for a run that was `probed` with `steps` a branch."""
+def next_command(at: Standing, remedy: Remedy, steps: int) -> str:
+    """What to type for a run that was probed with `steps` a branch."""
     file, config = str(at.run / "config.yaml"), at.config
+    probe = ["gpt-report", str(at.run), "--probe", "double"]
+    go_on = ["gpt-train", "--config", file]
     left = at.newest < at.plan.total_steps
-    match limit:
-        case "noise" if _decays(at.plan):
-            words = ["gpt-train", "--config", file] if left else ["gpt-report", str(at.run)]
-        case "noise":
-            words = ["gpt-train", "--config", file, *_decay_now(config, at.newest, steps)]
-        case "rate" if probed == "cooldown":
-            words = ["gpt-report", str(at.run), "--probe", "double"]
-        case "rate" | "too_high" if left:
-            factor = 2 if limit == "rate" else 1 / 3
-            words = ["gpt-train", "--config", file, "--rate", "override", *_rates(config, factor)]
-        case "rate" | "too_high":
+    match remedy:
+        case "decay" if not _decays(at.plan):
+            words = [*go_on, *_decay_now(config, at.newest, steps)]
+        case "decay" | "later":  # the schedule itself brings the rate down, or has
+            words = go_on if left else ["gpt-report", str(at.run)]
+        case "raise" | "lower" if left:
+            factor = 2 if remedy == "raise" else 1 / 3
+            words = [*go_on, "--rate", "override", *_rates(config, factor)]
+        case "raise" | "lower":
             words = ["gpt-lr", "find", "--config", file]
-        case "capacity":
+        case "larger":
             wider = ["--model.n_embd", str(2 * config.model.n_embd)]
-            words = ["gpt-train", "--config", file, *_anew(config, "wider"), *wider]
-        case "data":
+            words = [*go_on, *_anew(config, "wider"), *wider]
+        case "regularise":
             dropout = min(0.5, config.model.dropout + _DROPOUT)
-            more = ["--model.dropout", f"{dropout:g}"]
-            words = ["gpt-train", "--config", file, *_anew(config, "dropout"), *more]
-        case _:
-            longer = ["--steps", str(2 * steps)] if probed == "double" else []
-            words = ["gpt-report", str(at.run), "--probe", "double", *longer]
+            words = [*go_on, *_anew(config, "dropout"), "--model.dropout", f"{dropout:g}"]
+        case "double":
+            words = probe
+        case "longer":
+            words = [*probe, "--steps", str(2 * steps)]
     return shlex.join(words)
 
 
