@@ -254,7 +254,9 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
             why = "the numbers are finite in fp32, fp16 overflows"
             command = f"{again} --train.dtype bf16 --run.name {config.run.name}-bf16"
         case "batch":
-            why = f"the model is sound, sequences {list(autopsy.rows[:4])} of the batch are not"
+            why = "the weights are sound, this batch's gradient is not (a kernel, or its data)"
+            if autopsy.rows:
+                why = f"the weights are sound, sequences {list(autopsy.rows[:4])} of it are not"
             command = f"{again} --train.skip_limit {2 * config.train.skip_limit + 1}"
     return UserError(
         f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}{where}), as it was in "

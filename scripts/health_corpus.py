@@ -201,13 +201,14 @@ def data_cases(take: Callable[..., Case]) -> Iterator[Case]:
 
 def broken_cases(take: Callable[..., Case]) -> Iterator[Case]:
     """Numbers that stop being finite."""
-    for factor in (1e6, 1e9):
+    for factor in (300, 3000):
         more = optimizer("sgd", factor) | {"train__grad_clip": "null", "model__qk_norm": "false"}
         yield take("nonfinite", 300, "rate", **more)
     for number in range(2):
         more = optimizer("adamw") | {"train__dtype": "fp16", "model__activation": "relu2"}
-        more |= {"model__init": "gpt2", "model__init_std": ("0.9", "0.7")[number]}
-        more |= {"model__qk_norm": "false", "model__n_embd": "64", "model__n_head": "2"}
+        more |= {"model__init": "gpt2", "model__init_std": "1", "model__n_layer": "1"}
+        more |= {"model__qk_norm": "false", "model__n_embd": "512", "model__n_head": "2"}
+        more |= {"model__n_hidden": ("8192", "12288")[number], "model__norm": "rmsnorm"}
         yield take("nonfinite", 120, "fp16", **more)
     yield take("plateau", 900, "words", text="words", begin=0.1, **optimizer("adamw"))
     for share in (0.3, 0.6):
