@@ -6,10 +6,11 @@ Judging it is `health`'s business; logs of other programs become a History in `f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +37,11 @@ class Table:
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> Table:
-        """Numbers of the records by name; nested ones as `name/inner`, texts are left out.
-
-        A record without a step is none.
-        """
-        rows = [flat for flat in map(_flat, records) if math.isfinite(flat.get("step", math.nan))]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return cls(
-            {name: np.array([row.get(name, math.nan) for row in rows], float) for name in names}
-            or {"step": np.empty(0)}
-        )
+        """Numbers of the records by name; nested ones as `name/inner`, texts are left out."""
+        rows = TableRows()
+        for record in records:
+            rows.add(record)
+        return rows.table()
 
     def __len__(self) -> int:
         return len(self.columns["step"])
@@ -71,6 +67,28 @@ class Table:
             for name, values in self.columns.items()
             if name.startswith(start)
         }
+
+
+class TableRows:
+    """A Table under way: rows are added one by one, cheaply."""
+
+    def __init__(self) -> None:
+        """No rows yet."""
+        self._columns: dict[str, list[float]] = {"step": []}
+        self._count = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One more row."""
+        row = _flat(record)
+        for name in row.keys() - self._columns.keys():
+            self._columns[name] = [math.nan] * self._count
+        for name, column in self._columns.items():
+            column.append(row.get(name, math.nan))
+        self._count += 1
+
+    def table(self) -> Table:
+        """All rows so far."""
+        return Table({name: np.array(column) for name, column in self._columns.items()})
 
 
 @dataclass(frozen=True)
@@ -147,31 +165,57 @@ class History:
         )
 
 
+class HistoryLog:
+    """A History under way, from the lines of a metrics.jsonl of ours as they are written."""
+
+    def __init__(self, config: Config | None = None, *, name: str = "run") -> None:
+        """Nothing is written yet."""
+        self._config, self._name = config, name
+        self._tables = {kind: TableRows() for kind in ("train", "eval", "layers")}
+        self._events: list[Record] = []
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One more line."""
+        kind = record.get("kind")
+        if kind == "event":
+            self._events.append(dict(record))
+        elif kind in self._tables:
+            self._tables[kind].add(record)
+
+    def history(self) -> History:
+        """All that was written so far."""
+        events = tuple(self._events)
+        started = (event for event in reversed(events) if event.get("event") == "run")
+        start: Record = next(started, {})
+        data_check = next((event for event in events if event.get("event") == "data_check"), {})
+        train = self._tables["train"].table()
+        total = start.get("total_steps")
+        last = int(train["step"][-1]) if len(train) else 0
+        ends = [event for event in events if event.get("event") in ("end", "diverged", "resumed")]
+        ended = bool(ends) and ends[-1]["event"] != "resumed" and ends[-1].get("how") != "stopped"
+        return History(
+            name=self._name,
+            source="gpt-train",
+            train=train,
+            evals=self._tables["eval"].table(),
+            layers=self._tables["layers"].table(),
+            events=events,
+            config=self._config,
+            total_steps=total,
+            vocab_size=start.get("vocab_size"),
+            unigram_entropy=data_check.get("unigram_entropy"),
+            finished=ended or (total is not None and last >= total),
+        )
+
+
 def history_of(
-    records: Sequence[Record], config: Config | None = None, *, name: str = "run"
+    records: Iterable[Record], config: Config | None = None, *, name: str = "run"
 ) -> History:
     """A History from the lines of a metrics.jsonl of ours."""
-    events = tuple(record for record in records if record.get("kind") == "event")
-    start = next((event for event in reversed(events) if event.get("event") == "run"), {})
-    data_check = next((event for event in events if event.get("event") == "data_check"), {})
-    train = Table.from_records([r for r in records if r.get("kind") == "train"])
-    total = _count(start, "total_steps")
-    last = int(train["step"][-1]) if len(train) else 0
-    ends = [event for event in events if event.get("event") in ("end", "diverged", "resumed")]
-    ended = bool(ends) and ends[-1]["event"] != "resumed" and ends[-1].get("how") != "stopped"
-    return History(
-        name=name,
-        source="gpt-train",
-        train=train,
-        evals=Table.from_records([r for r in records if r.get("kind") == "eval"]),
-        layers=Table.from_records([r for r in records if r.get("kind") == "layers"]),
-        events=events,
-        config=config,
-        total_steps=total,
-        vocab_size=_count(start, "vocab_size"),
-        unigram_entropy=_flat(data_check).get("unigram_entropy"),
-        finished=ended or (total is not None and last >= total),
-    )
+    log = HistoryLog(config, name=name)
+    for record in records:
+        log.add(record)
+    return log.history()
 
 
 def read_run(run: Path) -> History:

@@ -187,7 +187,8 @@ def course_cases(take: Callable[..., Case]) -> Iterator[Case]:
 def data_cases(take: Callable[..., Case]) -> Iterator[Case]:
     """Faults of the text and of the machine."""
     for number, name in enumerate(("adamw", "muon", "adamw", "adam")):
-        yield take("stuck_at_chance", 400, name, text=f"noise{number}", **optimizer(name))
+        letters = optimizer(name) | {"tokenizer__kind": "bytes"}
+        yield take("stuck_at_chance", 400, name, text=f"noise{number}", **letters)
         yield take("data_duplicate", 400, name, text=f"repeat{number}", **optimizer(name))
         yield take("data_leak", 400, name, text=f"leak{number}", **optimizer(name))
         ranks = {"tokenizer__kind": "RANKS"}

@@ -9,10 +9,9 @@ from gpt.health.finding import Finding
 from gpt.health.view import MAD_TO_SIGMA, View
 from gpt.history import Column
 
-SPIKE_SIGMAS = 6.0  # OLMo-core's limit
+SPIKE_SIGMAS = 6.0  # as in OLMo-core
 SPIKE_ALONE = 2.0  # times that, where the line after it is as before
-SPIKE_WINDOW = 128
-SPIKE_LEAST = 24
+SPIKE_WINDOW = 24  # lines
 SPIKE_NATS = 0.25  # and so far above, in nats: what is less does no harm worth a line
 SLOW_SHARE = 0.45  # of the usual speed
 SLOW_LINES = 4
@@ -131,31 +130,19 @@ def spike(view: View) -> Iterator[Finding]:
 
 
 def _jumps(loss: Column, sigma: float) -> list[int]:
-    """Lines far above those before them: one by a lot, or two in a row.
-
-    The level and its spread come from the last quarter of the window, so that a falling loss does
-    not hide a jump.
-    """
+    """Lines far above the median of those before them: one by a lot, or two in a row."""
     heights = np.full(len(loss), -np.inf)
-    jumped = np.zeros(len(loss), bool)
-    for index in range(SPIKE_LEAST, len(loss)):
-        known = np.flatnonzero(~jumped[max(0, index - SPIKE_WINDOW) : index]) + max(
-            0, index - SPIKE_WINDOW
-        )
-        if known.size < SPIKE_LEAST // 2:
-            continue
-        recent = loss[known[-max(8, known.size // 4) :]]
-        level = float(np.median(recent))
-        deviation = max(float(MAD_TO_SIGMA * np.median(np.abs(recent - level))), sigma)
-        height = loss[index] - level
-        heights[index] = height / deviation if height > SPIKE_NATS else -np.inf
-        jumped[index] = heights[index] > SPIKE_SIGMAS
+    if len(loss) > SPIKE_WINDOW:
+        before = np.lib.stride_tricks.sliding_window_view(loss[:-1], SPIKE_WINDOW)
+        level = np.median(before, axis=1)
+        spread = MAD_TO_SIGMA * np.median(np.abs(before - level[:, None]), axis=1)
+        height = loss[SPIKE_WINDOW:] - level
+        scaled = height / np.maximum(spread, sigma)
+        heights[SPIKE_WINDOW:] = np.where(height > SPIKE_NATS, scaled, -np.inf)
     follows = np.append(heights[1:], -np.inf)
-    return [
-        int(index)
-        for index in np.flatnonzero(jumped)
-        if heights[index] > SPIKE_ALONE * SPIKE_SIGMAS or follows[index] > SPIKE_SIGMAS / 2
-    ]
+    alone = heights > SPIKE_ALONE * SPIKE_SIGMAS
+    jumps = alone | ((heights > SPIKE_SIGMAS) & (follows > SPIKE_SIGMAS / 2))
+    return [int(index) for index in np.flatnonzero(jumps)]
 
 
 def throughput(view: View) -> Iterator[Finding]:

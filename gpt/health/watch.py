@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gpt.config import Config
 from gpt.health.diagnose import diagnose
 from gpt.health.finding import Finding
-from gpt.history import history_of
+from gpt.history import HistoryLog
 from gpt.metrics import Record
 
 LOOKS = 100  # over a whole run; one takes some milliseconds
@@ -30,8 +30,9 @@ class Watch:
 
     def __init__(self, name: str, config: Config, total_steps: int, records: list[Record]) -> None:
         """Takes what an earlier process of the run has written."""
-        self._name, self._config = name, config
-        self._records = list(records)
+        self._log = HistoryLog(config, name=name)
+        for record in records:
+            self._log.add(record)
         self._every = max(1, total_steps // LOOKS)
         self._next = 0
         self._present = _told(records)
@@ -39,15 +40,14 @@ class Watch:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Takes a line of the log."""
-        self._records.append(dict(record))
+        self._log.add(record)
 
     def look(self, step: int, *, now: bool = False) -> list[News]:
         """What has begun and ended since the last look; looks LOOKS times in a run, or `now`."""
         if step < self._next and not now:
             return []
         self._next = step + self._every
-        history = history_of(self._records, self._config, name=self._name)
-        found = {finding.id: finding for finding in diagnose(history)}
+        found = {finding.id: finding for finding in diagnose(self._log.history())}
         news = []
         for name, finding in found.items():
             if name not in self._present and step >= self._quiet.get(name, 0):
