@@ -235,7 +235,7 @@ def _count(record: Record, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _flat(record: Record, depth: int = 0) -> dict[str, float]:
+def _flat(record: Mapping[str, Any], depth: int = 0) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, int | float):

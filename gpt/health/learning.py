@@ -8,7 +8,7 @@ import numpy as np
 from gpt.health.advice import train_command
 from gpt.health.finding import Finding
 from gpt.health.view import MAD_TO_SIGMA, View, theil_sen
-from gpt.history import Column
+from gpt.history import Column, Rows
 
 AT_CHANCE = 0.02  # share of ln V around it
 AT_FREQUENCIES = 0.05  # share of the unigram entropy around it, which a BPE has of noise too
@@ -93,7 +93,7 @@ def plateau(view: View) -> Iterator[Finding]:
         id="plateau",
         first_step=int(_onset(view, level)),
         evidence=f"the loss stands at {level:.3f} over the last {int(span):,} steps: with 95 % "
-        f"certainty it changed by less than {100 * most / level:.2f} %",
+        f"certainty it changed by less than {most:.3f}",
         cause="nothing left to learn at this size, from this text, or at this noise",
         next=f"gpt-report {view.history.path} --probe cooldown, which tells noise from capacity"
         if view.history.config
@@ -103,11 +103,9 @@ def plateau(view: View) -> Iterator[Finding]:
 
 
 def _onset(view: View, level: float) -> float:
-    """The first step from which the smoothed loss stays near a level."""
-    away = np.abs(view.smooth - level) > max(2 * view.sigma, 0.01 * level)
-    last_away = np.flatnonzero(away)
-    index = 0 if not last_away.size else min(int(last_away[-1]) + 1, len(view.steps) - 1)
-    return float(view.steps[index])
+    """The first step at which the smoothed loss was as low as a level."""
+    reached = np.flatnonzero(view.smooth < level + max(2 * view.sigma, 0.01 * level))
+    return float(view.steps[int(reached[0])]) if reached.size else view.last
 
 
 def overfitting(view: View) -> Iterator[Finding]:
@@ -187,12 +185,14 @@ def dead_layer(view: View) -> Iterator[Finding]:
         if name.endswith("weight") and "norm" not in name
     }
     dead: dict[str, float] = {}
+    since = len(layers) - DEAD_LINES
     if len(gradients) > 2:
         median = np.median(np.stack(list(gradients.values())), axis=0)
         for name, values in gradients.items():
-            share = values[-DEAD_LINES:] / np.maximum(median[-DEAD_LINES:], 1e-30)
-            if (share < DEAD_GRADIENT).all():
-                dead[name] = float(share.max())
+            share = values / np.maximum(median, 1e-30)
+            if (share[-DEAD_LINES:] < DEAD_GRADIENT).all():
+                dead[name] = float(share[-DEAD_LINES:].max())
+                since = min(since, _first_of_last(share < DEAD_GRADIENT))
     silent = {
         name: float(values[-1])
         for name, values in layers.named("dead_share").items()
@@ -211,7 +211,7 @@ def dead_layer(view: View) -> Iterator[Finding]:
     config = view.history.config
     yield Finding(
         id="dead_layer",
-        first_step=int(layers["step"][-DEAD_LINES]),
+        first_step=int(layers["step"][since]),
         evidence="; ".join(parts),
         cause="these weights take no part in learning: an initialisation that is too small or too "
         "large for the activation, or a rate that killed them",
@@ -220,3 +220,9 @@ def dead_layer(view: View) -> Iterator[Finding]:
         else "another initialisation, or a lower rate with a longer warmup",
         numbers={"layers": len(dead) + len(silent)},
     )
+
+
+def _first_of_last(rows: Rows) -> int:
+    """The first index of the unbroken stretch that reaches the end."""
+    others = np.flatnonzero(~rows)
+    return int(others[-1]) + 1 if others.size else 0

@@ -149,7 +149,7 @@ def lr_too_large(view: View) -> Iterator[Finding]:
         return
     level = float(np.median(view.loss[rows]))
     signs = long_steps(view, rows)
-    reasons = [_lost(view, level), _stuck(view, level) if signs else ""]
+    reasons = [_lost(view, level) or (_stuck(view, level) if signs else "")]
     climbing = _climbing(view)
     if not any(reasons) and not climbing:
         return
