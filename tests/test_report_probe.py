@@ -261,7 +261,9 @@ def test_a_rate_that_has_come_down_is_probed_where_it_was_higher(
     cosine: Path, tmp_path: Path
 ) -> None:
     assert probe(cosine, "cooldown", 8).step == 20
-    assert probe(cosine, "double", 8).step == 30
+    found = probe(cosine, "double", 8)
+    assert (found.step, found.newest) == (30, 40)
+    assert "the run stands at 40; since then its rate came down" in found.lines()[1]
     last = Path(shutil.copytree(cosine, tmp_path / "last"))
     keep(last, 5, 35, 40)
     assert "has already come down to 14% of its peak at step 35" in message(last)

@@ -75,7 +75,7 @@ def _choose(run: Path, data: TokenData, lowest: float) -> Path | None:
     unfit: list[tuple[int, Plan]] = []
     for folder in reversed(checkpoint_folders(run)):
         try:
-            plan, step = _plan_of(load_config(folder / "config.yaml"), data), step_of(folder)
+            plan, step = plan_of(load_config(folder / "config.yaml"), data), step_of(folder)
             if not is_judgeable(plan, step, lowest):
                 unfit.append((step, plan))
                 continue
@@ -113,7 +113,8 @@ def _why_none(run: Path, unfit: Sequence[tuple[int, Plan]], lowest: float) -> st
     )
 
 
-def _plan_of(config: Config, data: TokenData) -> Plan:
+def plan_of(config: Config, data: TokenData) -> Plan:
+    """The plan of a config on its text, whatever may be wrong with it."""
     return Plan.from_config(config, config.total_steps(data.train.n_tokens), strict=False)
 
 
@@ -121,7 +122,7 @@ def _restored(folder: Path, data: TokenData) -> Bench:
     """The run in the checkpoint's state, in the number format that it was trained in."""
     manifest = (folder / MANIFEST).read_bytes()
     config = load_config(folder / "config.yaml")
-    plan, device = _plan_of(config, data), pick_device(config.train.device)
+    plan, device = plan_of(config, data), pick_device(config.train.device)
     training = assemble(config, data, device, _dtype_of(folder))
     steady = training.scheduler
     training.scheduler = build_scheduler(training.optimizer, plan)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from tqdm import tqdm
 
+from gpt.configfile import load_config
 from gpt.device import keep_freed_memory, set_threads
 from gpt.errors import UserError, say
 from gpt.history import History, finite, history_of
@@ -30,7 +31,7 @@ from gpt.metrics import duration, read_metrics
 from gpt.report.branches import Bench, Branch, Difference, Losses
 from gpt.report.evidence import Evidence, evidence_of
 from gpt.report.limits import Verdict, judge
-from gpt.report.origin import open_bench
+from gpt.report.origin import open_bench, plan_of
 from gpt.report.remedies import Standing, next_command
 from gpt.rundir import checkpoint_folders, step_of
 
@@ -59,6 +60,7 @@ class Probe:
         run: the run's directory.
         checkpoint: what it began from.
         step: steps that the run had done there.
+        newest: step of the run's newest checkpoint.
         rate: the logged group's rate there.
         rate_share: the same as a share of its peak.
         steps: steps of each branch.
@@ -74,6 +76,7 @@ class Probe:
     run: Path
     checkpoint: Path
     step: int
+    newest: int
     rate: float
     rate_share: float
     steps: int
@@ -88,10 +91,12 @@ class Probe:
         """The answer for a terminal."""
         what = f"{self.kind}, from step {self.step:,}: {self.steps} steps a branch, in memory"
         at = f"rate {self.rate:.2e}, {self.rate_share:.0%} of its peak"
-        lines = [
-            f"probe    {what}",
-            f"val      {self.before.mean:.4f} at the checkpoint ({at})",
-        ]
+        lines = [f"probe    {what}"]
+        if self.newest > self.step:
+            lines.append(
+                f"{_INDENT}the run stands at {self.newest:,}; since then its rate came down"
+            )
+        lines.append(f"val      {self.before.mean:.4f} at the checkpoint ({at})")
         for name, branch in self.branches.items():
             lines.append(f"{_INDENT}{self._outcome(branch)} {BRANCHES[name]}")
         if self.evidence is not None:
@@ -141,6 +146,7 @@ class Probe:
             "run": str(self.run),
             "checkpoint": str(self.checkpoint),
             "step": self.step,
+            "newest_step": self.newest,
             "steps": self.steps,
             "lr": self.rate,
             "lr_share": self.rate_share,
@@ -185,12 +191,13 @@ def probe(run: Path, kind: Kind, steps: int | None = None) -> Probe:
             }
     evidence = evidence_of(bench, length, before, branches, history)
     verdict = _broken(branches) if evidence is None else judge(evidence)
-    stand = Standing(run, bench.config, bench.plan, step_of(checkpoint_folders(run)[-1]))
+    standing = _standing(run, bench)
     return Probe(
         kind=kind,
         run=run,
         checkpoint=bench.folder,
         step=bench.step,
+        newest=standing.newest,
         rate=bench.rates[0],
         rate_share=bench.plan.factor(bench.step),
         steps=length,
@@ -198,9 +205,16 @@ def probe(run: Path, kind: Kind, steps: int | None = None) -> Probe:
         branches=branches,
         evidence=evidence,
         verdict=verdict,
-        next=next_command(stand, verdict.remedy, length),
+        next=next_command(standing, verdict.remedy, length),
         seconds=meter.seconds,
     )
+
+
+def _standing(run: Path, bench: Bench) -> Standing:
+    """The run as it stands: its schedule may be another one than the checkpoint's by now."""
+    config = load_config(run / "config.yaml")
+    plan = plan_of(config, bench.data)
+    return Standing(run, config, plan, step_of(checkpoint_folders(run)[-1]))
 
 
 def _factors(name: str, steps: int) -> list[float]:

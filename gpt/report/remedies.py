@@ -15,7 +15,7 @@ _DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Standing:
-    """The run that is to go on: by the config and plan that were probed, from step `newest`."""
+    """A run as it stands: its config and plan, and the step of its newest checkpoint."""
 
     run: Path
     config: Config
