@@ -38,7 +38,9 @@ def main() -> None:
             data.train, config.model.context_len, config.train.batch_size, config.run.seed
         )
         run = Path(folder)
-        with Recorder(run, training, 10 * arguments.rounds * arguments.steps, title=" ") as recorder:
+        with Recorder(
+            run, training, 10 * arguments.rounds * arguments.steps, title=" "
+        ) as recorder:
             began = time.perf_counter()
             recorder.begin(data)
             start_s = time.perf_counter() - began

@@ -69,6 +69,7 @@ def real_peak(config: Config) -> int:
         train_step(training, rows, rows.clone(), gauge=gauge)
 
     step()
+    gauge.forget()  # what it keeps for the next step would be freed within the profile
     model.zero_grad(set_to_none=True)
     state = [
         t for values in optimizer.state.values() for t in values.values() if torch.is_tensor(t)

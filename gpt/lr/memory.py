@@ -160,7 +160,7 @@ def update_bytes(model: nn.Module, config: Config) -> int:
     sizes = [4 * sample_size(parameter.numel()) for parameter in model.parameters()]
     sample, largest = sum(sizes), max(sizes)
     if config.optimizer.name in ("sgd", "adafactor"):
-        return (3 if config.optimizer.name == "sgd" else 4) * sample
+        return 4 * sample
     measured = 4 * sample + 2 * largest  # of g^2 / v, a parameter at a time
     if config.optimizer.name != "muon":
         return measured
