@@ -318,6 +318,18 @@ def test_a_checkpoint_that_is_dropped_meanwhile_is_replaced_by_another(
     assert [path.name[-2:] for path in dropped] == ["60", "40"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_here_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_cuda(path):
+        config = load_config(path)
+        return config.model_copy(
+            update={"train": config.train.model_copy(update={"device": "cuda:0"})}
+        )
+
+    monkeypatch.setattr(gpt.report.origin, "load_config", on_cuda)
+    assert "trains on cuda:0, which this machine does not have" in message(run)
+
+
 def test_a_run_that_drops_all_of_them_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpt.report.origin, "_choose", lambda *_: None)
     assert "dropped 4 checkpoints" in message(run)

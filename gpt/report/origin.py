@@ -122,7 +122,7 @@ def _restored(folder: Path, data: TokenData) -> Bench:
     """The run in the checkpoint's state, in the number format that it was trained in."""
     manifest = (folder / MANIFEST).read_bytes()
     config = load_config(folder / "config.yaml")
-    plan, device = plan_of(config, data), pick_device(config.train.device)
+    plan, device = plan_of(config, data), _device_of(config)
     training = assemble(config, data, device, _dtype_of(folder))
     steady = training.scheduler
     training.scheduler = build_scheduler(training.optimizer, plan)
@@ -132,6 +132,16 @@ def _restored(folder: Path, data: TokenData) -> Bench:
     bench = Bench(folder, training, data, plan)
     training.scheduler = steady  # what it sets is overwritten before each step
     return bench
+
+
+def _device_of(config: Config) -> torch.device:
+    try:
+        return pick_device(config.train.device)
+    except UserError:
+        raise UserError(
+            f"--probe: the run trains on {config.train.device}, which this machine does not have; "
+            "probe it where it trains"
+        ) from None
 
 
 def _dtype_of(folder: Path) -> torch.dtype:
