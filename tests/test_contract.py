@@ -20,7 +20,7 @@ from gpt.configfile import dump_config, json_schema, knobs, load_config
 from tests.conftest import ConfigMaker, tiny_config
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("gpt-train", "gpt-infer", "gpt-data", "gpt-lr")
+COMMANDS = ("gpt-train", "gpt-infer", "gpt-data", "gpt-lr", "gpt-report")
 DESK = ("plan", "find", "sweep", "suggest", "scale", "lessons")
 
 
@@ -129,6 +129,25 @@ def test_contract_sections_and_keys_exist() -> None:
     """
     config = Config.model_validate(yaml.safe_load(contract))
     assert config.schedule.warmup_steps == 100
+
+
+def test_a_runs_log_has_the_names_that_scripts_read(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    train = next(line for line in lines if line["kind"] == "train" and line["step"] == 3)
+    names = "step tokens epoch loss lr grad_norm clipped update_ratio tokens_per_s time_s lrs "
+    names += "loss_mean loss_max grad_norm_max clipped_share skipped adam_rms slope_before "
+    names += "slope_after noise_scale memory_bytes cpu_share others_share major_faults"
+    assert set(train) >= set(names.split())
+    evaluation = next(line for line in lines if line["kind"] == "eval")
+    assert set(evaluation) >= {"val_loss", "val_bpb", "train_loss", "val_se", "val_tokens"}
+    layers = next(line for line in lines if line["kind"] == "layers")
+    assert set(layers["rms"]) == set(layers["dead_share"]) == {"blocks.0", "blocks.1"}
+    assert set(layers["attn_logit_max"]) == set(layers["rms"])
+    assert set(layers["update_ratio"]) == set(layers["grad_norm"]) > {"blocks.0.attn.wq.weight"}
+    events = {line["event"]: line for line in lines if line["kind"] == "event"}
+    assert set(events) >= {"run", "data_check", "sample", "end"}
+    assert set(events["run"]) >= {"total_steps", "vocab_size", "device", "dtype", "threads"}
+    assert set(events["data_check"]) >= {"unigram_entropy", "duplicate_share", "leak_share"}
 
 
 def test_a_run_directory_repeats_the_run(trained: Path) -> None:

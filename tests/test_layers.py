@@ -32,8 +32,9 @@ LAYERS = [
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
     | {"health.finding", "report", "gauges", "machine"},
     {"foreign.sheet"},
-    {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"},
-    {"foreign.assemble"},
+    {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"}
+    | {"health.advice", "health.view"},
+    {"foreign.assemble"} | {f"health.{name}" for name in ("events", "learning", "rates", "texts")},
     {"datacheck", "foreign", "health.diagnose"},
     {"health.watch"},
     {"report.config_keys", "report.coverage", "report.intervals", "report.markup"}

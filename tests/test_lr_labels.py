@@ -217,8 +217,12 @@ def test_a_run_is_read_from_its_metrics(tmp_path: Path) -> None:
     assert (run.lr, run.seed, run.start, run.val_loss, run.best) == (1e-3, 7, 5.5, 4.25, (4, 4.0))
     assert run.grad_norms == (2.0, 3.0)
     with path.open("a") as file:
-        event = {"event": "nonfinite", "step": 8, "what": "gradient", "grad_norm": "Infinity"}
-        file.write(json.dumps({"kind": "event", "loss": 4.2} | event) + "\n")
+        event = {"step": 8, "what": "gradient", "grad_norm": "Infinity", "loss": 4.2}
+        file.write(json.dumps({"kind": "event", "event": "nonfinite"} | event) + "\n")
+    passed_over = Run.from_records(1e-3, 7, read_metrics(tmp_path))
+    assert (passed_over.val_loss, passed_over.lost) == (4.25, "")
+    with path.open("a") as file:
+        file.write(json.dumps({"kind": "event", "event": "diverged"} | event) + "\n")
     lost = Run.from_records(1e-3, 7, read_metrics(tmp_path))
     assert lost.val_loss is None
     assert lost.lost == "gradient inf at step 9"
