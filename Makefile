@@ -59,5 +59,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[dev,hub]' tensorboard
+	$(PIP) --editable '.[dev,hub,track]'
 	@touch $@ $(VENV)/.installed

@@ -150,18 +150,65 @@ def test_truncate_does_not_rewrite_for_nothing(tmp_path):
     assert (tmp_path / METRICS_NAME).stat().st_ino == before.st_ino
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+LINES = [
+    {"kind": "event", "event": "run", "step": 0, "vocab_size": 257, "device": "cpu"},
+    {"kind": "train", "step": 10, "loss": 2.5, "clipped": True, "note": "x", "gone": None}
+    | {"lrs": {"matrices": 0.5, "rest": 0.25}},
+    {"kind": "layers", "step": 10, "update_ratio": {"blocks.0.attn.wq.weight": 0.125}},
+    {"kind": "eval", "step": 20, "val_loss": 3.0},
+    {"kind": "event", "event": "finding", "step": 20, "id": "spike", "state": "begin"}
+    | {"evidence": "loss 9 at step 18", "cause": "a rate too high", "next": "gpt-lr find"},
+    {"kind": "event", "event": "finding", "step": 30, "id": "spike", "state": "end"},
+    {"kind": "event", "event": "sample", "step": 30, "prompt": "a", "text": "b\nc \ud800"},
+]
+DRAWN = {
+    "train/loss": 2.5,
+    "train/clipped": 1.0,
+    "train/lr/matrices": 0.5,
+    "train/lr/rest": 0.25,
+    "layers/update_ratio/blocks.0.attn.wq.weight": 0.125,
+    "eval/val_loss": 3.0,
+}
+
+
+def test_tensorboard_gets_the_numbers_and_the_words(tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
     )
     with MetricsLog(tmp_path, tensorboard=True) as log:
-        log.write({"kind": "train", "step": 10, "loss": 2.5, "clipped": True, "note": "x"})
-        log.write({"kind": "eval", "step": 20, "val_loss": 3.0})
+        for line in LINES:
+            log._trackers.write(line)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"train/loss", "train/clipped", "eval/val_loss"}
-    (scalar,) = events.Scalars("train/loss")
-    assert (scalar.step, scalar.value) == (10, 2.5)
+    scalars = {tag: events.Scalars(tag)[0] for tag in events.Tags()["scalars"]}
+    assert {tag: scalar.value for tag, scalar in scalars.items()} == DRAWN
+    assert scalars["train/loss"].step == 10
+
+    def words(tag: str) -> list[tuple[int, str]]:
+        found = events.Tensors(f"{tag}/text_summary")
+        return [(each.step, each.tensor_proto.string_val[0].decode()) for each in found]
+
+    assert words("event/run") == [(0, "vocab_size: 257  \ndevice: cpu")]
+    assert words("finding/spike") == [
+        (20, "loss 9 at step 18; a rate too high\n\n    gpt-lr find"),
+        (30, "no longer so"),
+    ]
+    assert words("sample") == [(30, "    ab\n    c ?")]
+
+
+def test_tensorboard_hides_what_a_resumed_run_writes_again(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
+    )
+    for begin, loss in ((1, 3.0), (4, 2.0)):
+        truncate_after(tmp_path, begin - 1)
+        with MetricsLog(tmp_path, tensorboard=True) as log:
+            for step in range(begin, begin + 6):
+                log.write({"kind": "train", "step": step, "loss": loss})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    drawn = [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")]
+    assert drawn == [(1, 3), (2, 3), (3, 3), *((step, 2) for step in range(4, 10))]
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
@@ -172,25 +219,154 @@ def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, tracker):
         MetricsLog(tmp_path, **{tracker: True})
 
 
-def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
-    logged: list[dict[str, float]] = []
-    calls: dict[str, object] = {}
+class FakeWandb(types.ModuleType):
+    """W&B's functions that are used, writing down what they are given."""
 
-    def init(**options):
-        calls.update(options)
-        return types.SimpleNamespace(log=logged.append, finish=lambda: calls.update(done=True))
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = []
+        self.config = types.SimpleNamespace(update=self._noting("config.update"))
 
-    fake = types.ModuleType("wandb")
-    fake.init = init
+    def _noting(self, name):
+        def call(*values, **options):
+            self.calls.append((name, values, options))
+            return self
+
+        return call
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._noting(name)
+
+    def options(self, name: str) -> list[dict[str, object]]:
+        return [options for called, _, options in self.calls if called == name]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+def test_wandb_gets_the_numbers_and_the_findings(tmp_path, wandb):
     config = Config.model_validate({"run": {"name": "mine"}})
     with MetricsLog(tmp_path, wandb=True, config=config) as log:
-        log.write({"kind": "train", "step": 3, "loss": 1.5})
-        log.write({"kind": "event", "step": 3, "text": "nothing to draw"})
-    assert logged == [{"train/loss": 1.5, "step": 3}]
-    assert calls["name"] == "mine"
-    assert calls["config"] == config.model_dump(mode="json")
-    assert calls["done"]
+        for line in LINES:
+            log._trackers.write(line)
+    (begun,) = wandb.options("init")
+    assert (begun["name"], begun["project"]) == ("mine", "gpt-train")
+    assert begun["config"] == config.model_dump(mode="json")
+    rows = [values[0] for name, values, _ in wandb.calls if name == "log"]
+    assert [row.pop("step") for row in rows] == [10, 10, 20]
+    assert rows[0] | rows[1] | rows[2] == DRAWN
+    (alert,) = wandb.options("alert")
+    assert alert["title"] == "finding/spike"
+    assert alert["text"].startswith("loss 9 at step 18; a rate too high")
+    assert [values for name, values, _ in wandb.calls if name == "config.update"] == [
+        ({"start": {"vocab_size": 257, "device": "cpu"}},)
+    ]
+    assert wandb.options("define_metric") == [{"step_metric": "step"}]
+    assert wandb.options("finish") == [{"exit_code": 0}]
+
+
+def test_a_run_that_goes_on_is_the_same_one_at_wandb(tmp_path, wandb):
+    for _ in range(2):
+        with MetricsLog(tmp_path, wandb=True) as log:
+            log.write({"kind": "train", "step": 1, "loss": 1.0})
+    first, second = wandb.options("init")
+    assert (first["id"], first["resume"]) == (second["id"], second["resume"])
+    assert (len(first["id"]), first["resume"]) == (8, "allow")
+    (tmp_path / METRICS_NAME).unlink()  # begun anew
+    with MetricsLog(tmp_path, wandb=True):
+        pass
+    assert wandb.options("init")[2]["id"] != first["id"]
+
+
+def test_wandb_offline_keeps_the_parts_of_a_run_apart_in_a_group(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):
+        with MetricsLog(tmp_path, wandb=True) as log:
+            log.write({"kind": "train", "step": 1, "loss": 1.0})
+    first, second = wandb.options("init")
+    assert first["group"] == second["group"]
+    assert "id" not in first
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    with MetricsLog(tmp_path, wandb=True):
+        pass
+    assert "group" not in wandb.options("init")[2]
+
+
+def test_wandb_hears_that_a_run_failed(tmp_path, wandb):
+    with pytest.raises(ZeroDivisionError), MetricsLog(tmp_path, wandb=True):
+        raise ZeroDivisionError
+    assert wandb.options("finish") == [{"exit_code": 1}]
+
+
+def test_wandb_that_does_not_start(tmp_path, wandb):
+    def init(**options):
+        raise RuntimeError("No API key\nconfigured.")
+
+    wandb.init = init
+    with pytest.raises(UserError, match=r"did not start \(No API key configured\.\).*WANDB_MODE"):
+        MetricsLog(tmp_path, wandb=True)
+
+
+def test_a_folder_called_wandb_is_not_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    with pytest.raises(UserError, match="wandb is not installed"):
+        MetricsLog(tmp_path, wandb=True)
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path, wandb, capsys):
+    def log_row(row):
+        raise ConnectionResetError("Connection lost")
+
+    wandb.log = log_row
+    with MetricsLog(tmp_path, wandb=True) as log:
+        for step in (1, 2):
+            log.write({"kind": "train", "step": step, "loss": 1.0})
+    assert len(read_metrics(tmp_path)) == 2
+    assert capsys.readouterr().err == (
+        "warning: log.wandb: failed (Connection lost); nothing more is sent there, "
+        "metrics.jsonl has everything\n"
+    )
+    assert not wandb.options("finish")
+
+
+def test_the_real_wandb_offline(tmp_path):
+    """What it wrote is looked for in its file, which keeps names and texts as they are."""
+    pytest.importorskip("wandb", exc_type=ImportError)
+    program = f"""
+from pathlib import Path
+from gpt.metrics import MetricsLog
+with MetricsLog(Path({str(tmp_path)!r}), wandb=True) as log:
+    for line in {LINES[:-1]!r}:
+        log.write(line)
+"""
+    quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    quiet |= {"WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | quiet,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    for file in files:
+        content = file.read_bytes()
+        for name in (*DRAWN, "vocab_size", "finding/spike", "loss 9 at step 18", "step"):
+            assert name.encode() in content, name
 
 
 RECORD = {
