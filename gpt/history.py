@@ -78,8 +78,10 @@ class TableRows:
         self._count = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One more row."""
+        """One more row; a record without a step is none."""
         row = _flat(record)
+        if not math.isfinite(row.get("step", math.nan)):
+            return
         for name in row.keys() - self._columns.keys():
             self._columns[name] = [math.nan] * self._count
         for name, column in self._columns.items():
@@ -175,11 +177,13 @@ class HistoryLog:
         self._events: list[Record] = []
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One more line."""
+        """One more line; one whose step is no number is left out."""
         kind = record.get("kind")
+        if not isinstance(record.get("step", 0), int | float):
+            return
         if kind == "event":
             self._events.append(dict(record))
-        elif kind in self._tables:
+        elif isinstance(kind, str) and kind in self._tables:
             self._tables[kind].add(record)
 
     def history(self) -> History:
@@ -189,7 +193,7 @@ class HistoryLog:
         start: Record = next(started, {})
         data_check = next((event for event in events if event.get("event") == "data_check"), {})
         train = self._tables["train"].table()
-        total = start.get("total_steps")
+        total = _count(start, "total_steps")
         last = int(train["step"][-1]) if len(train) else 0
         ends = [event for event in events if event.get("event") in ("end", "diverged", "resumed")]
         ended = bool(ends) and ends[-1]["event"] != "resumed" and ends[-1].get("how") != "stopped"
@@ -202,8 +206,8 @@ class HistoryLog:
             events=events,
             config=self._config,
             total_steps=total,
-            vocab_size=start.get("vocab_size"),
-            unigram_entropy=data_check.get("unigram_entropy"),
+            vocab_size=_count(start, "vocab_size"),
+            unigram_entropy=_flat(data_check).get("unigram_entropy"),
             finished=ended or (total is not None and last >= total),
         )
 

@@ -52,7 +52,8 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record as one line; it survives whatever happens to this process."""
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
-        self._file.write(text.encode() + b"\n")
+        # Half a character, as a text may hold, becomes a question mark.
+        self._file.write(text.encode(errors="replace") + b"\n")
         self._trackers.write(record)
 
     def close(self, *, failed: bool = False) -> None:

@@ -177,7 +177,7 @@ def test_tensorboard_gets_the_numbers_and_the_words(tmp_path):
     )
     with MetricsLog(tmp_path, tensorboard=True) as log:
         for line in LINES:
-            log._trackers.write(line)
+            log.write(line)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     scalars = {tag: events.Scalars(tag)[0] for tag in events.Tags()["scalars"]}
@@ -256,7 +256,7 @@ def test_wandb_gets_the_numbers_and_the_findings(tmp_path, wandb):
     config = Config.model_validate({"run": {"name": "mine"}})
     with MetricsLog(tmp_path, wandb=True, config=config) as log:
         for line in LINES:
-            log._trackers.write(line)
+            log.write(line)
     (begun,) = wandb.options("init")
     assert (begun["name"], begun["project"]) == ("mine", "gpt-train")
     assert begun["config"] == config.model_dump(mode="json")

@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt.health.advice import train_command
 from gpt.health.finding import Finding
+from gpt.health.rates import is_a_guess
 from gpt.health.view import MAD_TO_SIGMA, View, theil_sen
 from gpt.history import Column, Rows
 
@@ -17,6 +18,7 @@ FLAT_WINDOW = 0.2  # share of the run that must be flat
 FLAT_STEPS = 80
 FLAT_FALL = 0.01  # of the loss, that such a window may still fall by
 FLAT_OF_START = 0.004  # of the first loss: what is less is no progress, however low the level
+LEARNED = 0.9  # of the first loss: where a plateau is below
 RATE_IN_USE = 0.3  # of the peak; below it a loss that stands still is what a decay does
 DEAD_GRADIENT = 1e-5  # of the median gradient of all matrices
 DEAD_FEATURES = 0.99
@@ -27,7 +29,9 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
     """A loss that stays at ln V, or at the tokens' frequencies, whatever the weights do."""
     if len(view.loss) < 10 or view.progress < 0.12 or view.last < view.warmup_end + 30:
         return
-    chance, low = view.history.chance, view.ignorance
+    low, chance = view.ignorance, view.history.chance
+    if chance is None and is_a_guess(float(np.median(view.loss))):
+        chance = float(np.median(view.loss))
     peak_end = float(view.steps[view.at_peak][-1]) if view.at_peak.any() else view.last
     half = (view.steps > 0.5 * peak_end) & (view.steps <= peak_end)
     if half.sum() < 5:
@@ -37,7 +41,7 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
     span = 0.5 * peak_end
     moved = slope * span
     if chance is not None and abs(end - chance) < AT_CHANCE * chance and abs(moved) < 0.01 * chance:
-        place = f"ln V = {chance:.3f}, the loss of a guess"
+        place = f"ln {math.exp(chance):,.0f} = {chance:.3f} is the loss of a guess"
         cause = (
             "nothing is learned: the rate is (nearly) zero, the gradient does not reach the "
             "weights, or the targets do not follow from the inputs"
@@ -85,6 +89,8 @@ def plateau(view: View) -> Iterator[Finding]:
     _, low, high = theil_sen(view.steps[rows], view.loss[rows])
     span = float(view.steps[rows][-1] - view.steps[rows][0])
     level = float(np.median(view.loss[rows]))
+    if level > LEARNED * view.start_loss:
+        return  # nothing was learned before it, which is another matter
     # As much as another such window could bring, by the interval of the slope.
     most = max(abs(low), abs(high)) * span
     if most > max(FLAT_FALL * level, FLAT_OF_START * view.start_loss):

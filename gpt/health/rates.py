@@ -37,6 +37,22 @@ USUAL_RATES = {
 SHORT_WARMUP = 0.02  # of the run
 EARLY = 0.08
 EARLY_NATS = 0.12
+SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
+# Of GPT-2 (padded too), cl100k, o200k, LLaMA 1-3, Qwen, bytes, tiny Shakespeare's characters.
+USUAL_VOCABULARIES = (
+    50257,
+    50304,
+    100277,
+    200019,
+    32000,
+    32768,
+    65536,
+    128256,
+    151936,
+    256,
+    257,
+    65,
+)
 UNDECAYED = 0.5  # of the peak, at the end of a run
 LATE = 0.82  # share of the run by which a decay should have begun
 
@@ -112,34 +128,49 @@ def _larger(view: View) -> str:
 
 
 def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
-    """For logs that hold little more than a loss: it falls, steadily, and hardly."""
+    """For logs that hold little more than a loss: it stays flat, or falls in a straight line."""
     count = len(view.smooth)
     if count < 20 or view.progress < (0.1 if view.history.finished else 0.2):
         return
     start, end = float(view.smooth[0]), float(view.smooth[-1])
-    rate = view.planned_peak
-    tail = view.smooth[count // 2 :]
-    fall, late_fall = start - end, float(tail[0] - tail[-1])
+    fall, rate = start - end, view.planned_peak
     quarter = start - float(view.smooth[count // 4])
+    flat = abs(fall) < FLAT_SHARE * start and abs(quarter) < FLAT_SHARE * start
     slope, _, high = theil_sen(view.steps, view.loss)
-    flat = abs(fall) < max(FLAT_SHARE * start, 2 * view.sigma / math.sqrt(max(1, count / 20)))
-    decayed = bool(np.isfinite(view.lr).any()) and view.lr[-1] < UNDECAYED * np.nanmax(view.lr)
-    # A straight line: a quarter of the steps, about a quarter of the fall; a sound run has most.
-    straight = quarter < 0.45 * fall and (late_fall > 0.25 * fall or decayed)
-    little = fall < 0.35 * start
-    tiny_rate = rate is not None and rate < 1e-5
-    if (flat and not tiny_rate) or high >= 0 or not little or not (tiny_rate or straight):
+    if flat:
+        tiny = rate is not None and rate < 1e-5
+        if not tiny and is_a_guess(float(np.median(view.loss))):
+            return  # stuck_at_chance says more
+        how = f"the loss is as flat as it began: {start:.3f} to {end:.3f}"
+    elif high < 0 and fall < 0.2 * start and _is_straight(view, fall, quarter):
+        share = 100 * quarter / fall
+        how = f"the loss falls from {start:.3f} to {end:.3f} nearly in a straight line "
+        how += f"({share:.0f} % of it in the first quarter, a sound run does most of it there)"
+    else:
         return
     yield Finding(
         id="lr_too_small",
         first_step=int(view.steps[0]),
-        evidence=f"the loss falls from {start:.3f} to {end:.3f} in {int(view.last):,} steps, "
-        f"nearly in a straight line ({100 * quarter / max(fall, 1e-9):.0f} % of it in the first "
-        "quarter)" + (f"; the rate is {rate:.1e}" if rate else ""),
-        cause="the rate is too small: a sound run does most of its fall in the first quarter",
+        evidence=f"{how}, in {int(view.last):,} steps" + (f" at {rate:.1e}" if rate else ""),
+        cause="the rate is too small (or zero)",
         next=_larger(view),
         numbers={"fall": fall, "slope": slope},
     )
+
+
+def _is_straight(view: View, fall: float, quarter: float) -> bool:
+    """Whether a quarter of the steps brought about a quarter of the fall."""
+    if fall <= 0:
+        return False
+    rates = view.lr
+    decayed = bool(np.isfinite(rates).any()) and rates[-1] < UNDECAYED * np.nanmax(rates)
+    late = float(view.smooth[len(view.smooth) // 2] - view.smooth[-1])
+    return quarter < (0.6 if decayed else 0.45) * fall and (late > 0.2 * fall or decayed)
+
+
+def is_a_guess(loss: float) -> bool:
+    """Whether a loss is ln V for one of the vocabularies that most models have."""
+    return any(abs(loss - math.log(size)) < 0.003 * loss for size in USUAL_VOCABULARIES)
 
 
 def lr_too_large(view: View) -> Iterator[Finding]:
@@ -188,9 +219,22 @@ def _stuck(view: View, level: float) -> str:
 def _climbing(view: View) -> str:
     """Whether the loss climbs and stays up, in words; empty if not."""
     rise, top = climb(view)
-    if not rise or recovered(view) or jumped(view) or not is_shuffled(view):
+    if not rise or jumped(view) or not is_shuffled(view):
         return ""
-    return f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}"
+    text = f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}"
+    if not recovered(view):
+        return text
+    index = int(np.searchsorted(view.steps, top))
+    back = _back_by(view, float(view.smooth[: index + 1].min()), index)
+    if back is None or back - top <= SOON_BACK * view.total:
+        return ""
+    return f"{text}, and is back only at step {int(back):,}"
+
+
+def _back_by(view: View, level: float, index: int) -> float | None:
+    """The first step after a line at which the smoothed loss is down at a level; None if never."""
+    back = np.flatnonzero(view.smooth[index:] <= level)
+    return float(view.steps[index + int(back[0])]) if back.size else None
 
 
 def long_steps(view: View, rows: Rows) -> list[str]:
@@ -279,10 +323,12 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     rises = (worst - lowest)[early]
     index = int(np.argmax(rises))
     rise, top = float(rises[index]), float(view.steps[index])
-    if rise < max(EARLY_NATS, RISE_SIGMAS * view.sigma):
+    known = bool(np.isfinite(view.lr).any())
+    if rise < max(EARLY_NATS, RISE_SIGMAS * view.sigma) * (1 if known else 2):
         return
-    if float(view.smooth[-1]) > float(lowest[index]) - 0.02 * view.start_loss:
-        return  # not back yet
+    back = _back_by(view, float(lowest[index]), index)
+    if back is None or back - top > SOON_BACK * view.total:
+        return  # not back yet, or so late that the rate itself is to blame
     longer = max(20, round(0.05 * view.total), 2 * round(warmup))
     yield Finding(
         id="warmup_too_short",
