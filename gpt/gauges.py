@@ -75,8 +75,8 @@ class Gauge:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [p for _, p in named]
-        self._strides = [_stride(p.numel()) for p in self._parameters]
-        self._sizes = [sample_size(p.numel()) for p in self._parameters]
+        self._strides = [_stride(p) for p in self._parameters]
+        self._sizes = [sample_size(p) for p in self._parameters]
         self._optimizer = optimizer
         self._weights: Tensor | None = None
         self._last: tuple[Tensor, Tensor] | None = None  # gradient and update of the step before
@@ -155,8 +155,10 @@ class Gauge:
             group = groups[parameter]
             v = _every(state["exp_avg_sq"], stride) * stride
             v = v / (1 - group["betas"][1] ** float(state["step"]))
-            squares.append((g.square() / v.clamp(min=group["eps"] ** 2)).sum())
-            count += g.numel()
+            # Each element looked at stands for `stride` of them.
+            ratios = g.square() / v.clamp(min=stride * group["eps"] ** 2)
+            squares.append(stride * ratios.sum())
+            count += stride * g.numel()
         return math.sqrt(float(torch.stack(squares).sum()) / count) if squares else None
 
     def _sample(self, tensors: list[Any]) -> Tensor:
@@ -200,13 +202,21 @@ class NoiseMeter:
         return batch * self._noise / self._signal
 
 
-def sample_size(elements: int) -> int:
+def sample_size(parameter: Tensor) -> int:
     """How many elements of a parameter are looked at."""
-    return math.ceil(elements / _stride(elements))
+    return math.ceil(parameter.numel() / _stride(parameter))
 
 
-def _stride(elements: int) -> int:
-    return max(1, math.ceil(elements / SAMPLE))
+def _stride(parameter: Tensor) -> int:
+    """Which elements are looked at: every how manyth, such that all columns have their turn.
+
+    A stride with a divisor in common with the width would look at some features alone.
+    """
+    stride = max(1, math.ceil(parameter.numel() / SAMPLE))
+    width = parameter.size(-1) if parameter.dim() > 1 else 1
+    while math.gcd(stride, width) > 1:
+        stride += 1
+    return stride
 
 
 def _every(tensor: Tensor, stride: int) -> Tensor:

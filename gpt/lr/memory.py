@@ -157,7 +157,7 @@ def update_bytes(model: nn.Module, config: Config) -> int:
     moved. Muon on a CPU holds the hidden matrices' updates at once, and some copies of those of one
     shape.
     """
-    sizes = [4 * sample_size(parameter.numel()) for parameter in model.parameters()]
+    sizes = [4 * sample_size(parameter) for parameter in model.parameters()]
     sample, largest = sum(sizes), max(sizes)
     if config.optimizer.name in ("sgd", "adafactor"):
         return 4 * sample
