@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import gpt.report.branches
 import gpt.report.origin
@@ -311,6 +312,8 @@ def test_a_checkpoint_that_is_dropped_meanwhile_is_replaced_by_another(
         if len(dropped) < 2:
             dropped.append(checkpoint)
             checkpoint.rename(checkpoint.with_name(f".tmp-drop-{checkpoint.name}"))
+            if len(dropped) == 2:
+                load_file(checkpoint / "optimizer.safetensors")
         restore_checkpoint(checkpoint, training)
 
     monkeypatch.setattr(gpt.report.origin, "restore_checkpoint", dropping)
@@ -332,7 +335,7 @@ def test_a_device_that_is_not_here_is_named(run: Path, monkeypatch: pytest.Monke
 
 def test_a_run_that_drops_all_of_them_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpt.report.origin, "_choose", lambda *_: None)
-    assert "dropped 4 checkpoints" in message(run)
+    assert "dropped 8 checkpoints" in message(run)
 
 
 def test_a_difference_is_paired_and_weighted_by_tokens() -> None:

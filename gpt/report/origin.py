@@ -27,7 +27,7 @@ from gpt.report.branches import Bench
 from gpt.rundir import checkpoint_folders, step_of
 from gpt.schedule import build_scheduler
 
-_TRIES = 4  # a live run drops old checkpoints; so often another one is looked for
+_TRIES = 8  # a live run drops old checkpoints; so often another one is looked for
 
 
 def open_bench(run: Path, lowest: float) -> Bench:
@@ -45,7 +45,7 @@ def open_bench(run: Path, lowest: float) -> Bench:
         try:
             if folder is not None:
                 return _restored(folder, data)
-        except (UserError, OSError):
+        except Exception:  # whatever each reader says of a file that is gone
             assert folder is not None
             if folder.exists():
                 raise
