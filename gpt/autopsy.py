@@ -31,7 +31,7 @@ class Autopsy:
         where: the first layer whose output, or else the first parameter whose gradient is not
             finite; empty if none is when looked at again.
         rows: sequences of the batch whose loss is not finite, counted from 0.
-        largest_logit: the largest finite |logit|.
+        largest_logit: the largest finite |logit|, with fp16 that in fp32.
     """
 
     cause: Cause
@@ -80,11 +80,12 @@ def examine(training: Training, inputs: Tensor, targets: Tensor) -> Autopsy:
                 [cross_entropy_sum(a[None], b[None]) for a, b in zip(logits, y, strict=True)]
             )
             rows += [first + int(row) for row in (~torch.isfinite(losses)).nonzero().flatten()]
+            if training.dtype == torch.float16:  # an overflow leaves no logits to judge by
+                logits = model(x).float()
+                finite_in_fp32 &= bool(torch.isfinite(logits).all())
             finite = logits[torch.isfinite(logits)]
             largest = max(largest, float(finite.abs().max()) if finite.numel() else math.inf)
             total += float(losses.sum()) / targets.numel()
-            if training.dtype == torch.float16:
-                finite_in_fp32 &= bool(torch.isfinite(model(x)).all())
     model.train(was_training)
     lost = largest > LOST_LOGIT or not total <= LOST_LOSS * math.log(model.vocab_size)
     cause: Cause = "batch"
