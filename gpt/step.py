@@ -110,11 +110,11 @@ def train_step(
 def _overflow(training: Training, loss: float, grad_norm: float) -> str:
     """OVERFLOW where fp16's scale, which can still shrink, explains it; else NonFiniteError."""
     scaler = training.scaler
-    if not math.isfinite(loss):
-        raise NonFiniteError("loss", loss, grad_norm)
-    if not scaler.is_enabled() or scaler.get_scale() <= 1:
-        raise NonFiniteError("gradient", loss, grad_norm)
-    return OVERFLOW
+    if math.isfinite(loss) and scaler.is_enabled() and scaler.get_scale() > 1:
+        return OVERFLOW
+    if scaler.is_enabled():
+        scaler.update(scaler.get_scale())  # as if this step had not been: ready for the next
+    raise NonFiniteError("gradient" if math.isfinite(loss) else "loss", loss, grad_norm)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

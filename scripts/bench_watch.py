@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from gpt.build import build_training
+from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.data import Batches, open_data
 from gpt.device import keep_freed_memory, set_threads
@@ -20,6 +21,53 @@ from gpt.record import Recorder
 from gpt.step import train_step
 
 WARMUP = 10
+
+
+def measure(config: Config, run: Path, rounds: int, steps: int) -> None:
+    """Trains in turns and prints what was measured."""
+    data = open_data(config)
+    training, _ = build_training(config, data)
+    size = (config.model.context_len, config.train.batch_size, config.run.seed)
+    batches = Batches(data.train, *size)
+    watched: list[float] = []
+    bare: list[float] = []
+    own = 0.0
+    with Recorder(run, training, 4 * rounds * steps, title=" ") as recorder:
+        began = time.perf_counter()
+        recorder.begin(data)
+        start_s = time.perf_counter() - began
+        for number in range(-WARMUP, 2 * rounds * steps):
+            batch = batches.batch(training.progress.step)
+            is_watched = number // steps % 2 == 0
+            began = time.perf_counter()
+            if is_watched:
+                recorder.before_step()
+                result = train_step(training, *batch, gauge=recorder.gauge)
+            else:
+                recorder.gauge.forget()
+                result = train_step(training, *batch)
+            stepped = time.perf_counter()
+            training.progress.step += 1
+            if is_watched:
+                recorder.step(result, batch[0], 0.0, recorder.tick())
+            now = time.perf_counter()
+            if number >= 0:
+                (watched if is_watched else bare).append(now - began)
+                own += now - stepped if is_watched else 0.0
+    sums = [
+        [sum(times[i : i + steps]) for i in range(0, len(times), steps)]
+        for times in (watched, bare)
+    ]
+    shares = [100 * (w / b - 1) for w, b in zip(*sums, strict=True)]
+    print(
+        f"a bare step {1e3 * statistics.median(bare):.1f} ms; log and diagnosis "
+        f"{1e3 * own / len(watched):.3f} ms a step, {100 * own / sum(watched):.2f} % of it"
+    )
+    print(
+        f"everything, round against round: {statistics.median(shares):+.2f} % in the median of "
+        f"{len(shares)}, from {min(shares):+.1f} to {max(shares):+.1f} %"
+    )
+    print(f"once, before the first step: {1e3 * start_s:.0f} ms")
 
 
 def main() -> None:
@@ -32,55 +80,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(arguments.config, [("run.dir", folder)])
-        data = open_data(config)
-        training, plan = build_training(config, data)
-        batches = Batches(
-            data.train, config.model.context_len, config.train.batch_size, config.run.seed
-        )
-        run = Path(folder)
-        with Recorder(
-            run, training, 10 * arguments.rounds * arguments.steps, title=" "
-        ) as recorder:
-            began = time.perf_counter()
-            recorder.begin(data)
-            start_s = time.perf_counter() - began
-            watched, bare, own = [], [], []
-            for number in range(-WARMUP, 2 * arguments.rounds * arguments.steps):
-                progress = training.progress
-                batch = batches.batch(progress.step)
-                with_all = number < 0 or number // arguments.steps % 2 == 0
-                began = time.perf_counter()
-                if with_all:
-                    recorder.before_step()
-                    result = train_step(training, *batch, gauge=recorder.gauge)
-                else:
-                    recorder.gauge.forget()
-                    result = train_step(training, *batch)
-                middle = time.perf_counter()
-                progress.step += 1
-                if with_all:
-                    recorder.step(result, batch[0], 0.0, recorder.tick())
-                now = time.perf_counter()
-                if number >= 0:
-                    (watched if with_all else bare).append(now - began)
-                    if with_all:
-                        own.append(now - middle)
-        n = arguments.steps
-        rounds = [
-            (sum(watched[i : i + n]), sum(bare[i : i + n])) for i in range(0, len(watched), n)
-        ]
-        share = statistics.median(w / b - 1 for w, b in rounds)
-        print(f"{arguments.config}: a bare step {1e3 * statistics.median(bare):.1f} ms")
-        print(
-            f"log and diagnosis {1e3 * sum(own) / len(own):.3f} ms a step, "
-            f"{100 * sum(own) / sum(watched):.2f} % of it"
-        )
-        print(
-            f"everything, round against round: {100 * share:+.2f} % (median of {len(rounds)}, "
-            f"from {100 * min(w / b - 1 for w, b in rounds):+.1f} to "
-            f"{100 * max(w / b - 1 for w, b in rounds):+.1f} %)"
-        )
-        print(f"once, before the first step: {1e3 * start_s:.0f} ms")
+        measure(config, Path(folder), arguments.rounds, arguments.steps)
 
 
 if __name__ == "__main__":

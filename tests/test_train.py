@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import gpt.step
 import gpt.train
 from gpt.checkpoint import load_for_inference, verify_checkpoint
 from gpt.config import Config
-from gpt.errors import UserError
+from gpt.errors import Stopped, UserError
 from gpt.metrics import read_metrics
 from gpt.rundir import find_checkpoint
+from gpt.step import NonFiniteError
 from gpt.train import train
 from tests.conftest import ConfigMaker
+from tests.test_resume import final_state, logged, stop_at
 
 
 def run_folder(config: Config) -> Path:
@@ -118,47 +121,178 @@ def test_keeps_the_newest_k_and_the_best(make_config: ConfigMaker) -> None:
         verify_checkpoint(run_folder(config) / "checkpoints" / f"step-{step:08d}")
 
 
-def test_nonfinite_loss_stops_before_the_update(
+def poison(monkeypatch: pytest.MonkeyPatch, batches: Collection[int]) -> list[int]:
+    """Makes the loss of these batches nan, counted as they come; returns those that came.
+
+    A wrapped step also sees to it that what fails leaves the weights and the rate as they were.
+    """
+    inner, count = gpt.train.train_step, gpt.step.cross_entropy_sum
+    came: list[int] = []
+
+    def step(training, inputs, targets, **more):  # type: ignore[no-untyped-def]
+        progress = training.progress
+        number = progress.step + progress.skipped_batches
+        came.append(number)
+        before = [p.detach().clone() for p in training.model.parameters()]
+        rate = training.optimizer.param_groups[0]["lr"]
+        with monkeypatch.context() as patch:
+            if number in batches:
+                nan = lambda logits, targets: count(logits, targets) * math.nan  # noqa: E731
+                patch.setattr(gpt.step, "cross_entropy_sum", nan)
+            try:
+                return inner(training, inputs, targets, **more)
+            except NonFiniteError:
+                for kept_before, parameter in zip(before, training.model.parameters(), strict=True):
+                    assert torch.equal(kept_before, parameter)
+                assert training.optimizer.param_groups[0]["lr"] == rate
+                raise
+
+    monkeypatch.setattr(gpt.train, "train_step", step)
+    return came
+
+
+def test_one_broken_batch_is_passed_over(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(eval__every_steps="100", train__max_steps="20")
-    seen: list[dict[str, torch.Tensor]] = []
-    inner = gpt.train.train_step
-
-    def poisoned(training, inputs, targets, **more):  # type: ignore[no-untyped-def]
-        if training.progress.step == 9:
-            seen.append({n: p.detach().clone() for n, p in training.model.named_parameters()})
-            monkeypatch.setattr(
-                gpt.step, "cross_entropy_sum", lambda logits, _: logits.sum() * math.nan
-            )
-            try:
-                inner(training, inputs, targets, **more)
-            finally:
-                for name, parameter in training.model.named_parameters():
-                    assert torch.equal(seen[0][name], parameter), name
-        return inner(training, inputs, targets, **more)
-
-    monkeypatch.setattr(gpt.train, "train_step", poisoned)
-    with pytest.raises(UserError) as error:
-        train(config)
-    assert seen, "the poisoned step was never reached"
-    for part in ("step 10", "nan", "--optimizer.lr 3.3e-03", "--run.name tiny-lower-lr"):
-        assert part in str(error.value)
-    assert kept(config) == [4, 8]
-    event = lines(config, "event")[-1]
-    assert event["event"] == "nonfinite"
+    """The run ends as it was meant to: all its steps, each at the rate of the plan."""
+    clean = make_config(run__name="clean")
+    train(clean)
+    config = make_config()
+    came = poison(monkeypatch, {9})
+    train(config)
+    assert came == list(range(13)), "no batch comes twice, and one more than there are steps"
+    rates = [[line["lr"] for line in lines(c, "train")] for c in (clean, config)]
+    assert rates[0] == rates[1]
+    assert [line["step"] for line in lines(config, "train")] == list(range(1, 13))
+    (event,) = (e for e in lines(config, "event") if e["event"] == "nonfinite")
+    assert (event["step"], event["batch"], event["what"], event["cause"]) == (9, 9, "loss", "batch")
+    assert [line["skipped"] for line in lines(config, "train")] == [0] * 9 + [1, 0, 0]
+    ends = [e for e in lines(config, "event") if e["event"] in ("end", "diverged")]
+    assert [e["event"] for e in ends] == ["end"]
     assert '"loss": "NaN"' in (run_folder(config) / "metrics.jsonl").read_text()
     for line in (run_folder(config) / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+@pytest.mark.parametrize("limit", [0, 2])
+def test_too_many_broken_batches_in_a_row_stop_the_run(
+    limit: int, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(train__skip_limit=str(limit), train__max_steps="20")
+    came = poison(monkeypatch, range(9, 100))
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert came == list(range(10 + limit))
+    checkpoint = run_folder(config) / "checkpoints" / "step-00000008"
+    for part in ("loss of step 10", "nan", f"{limit} steps before it", str(checkpoint)):
+        assert part in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert kept(config) == [4, 8]
+    events = [event["event"] for event in lines(config, "event")]
+    assert events.count("nonfinite") == limit + 1
+    assert events[-2:] == ["diverged", "finding"]
+    assert "end" not in events
+    diverged = lines(config, "event")[-2]
+    assert (diverged["step"], diverged["what"], diverged["cause"]) == (9, "loss", "batch")
+    assert math.isnan(float(str(diverged["loss"])))
+
+
+def test_broken_batches_that_are_not_in_a_row_do_not_stop_it(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(train__skip_limit="1")
+    came = poison(monkeypatch, range(1, 100, 2))
+    train(config)
+    assert came == list(range(23))
+    state = json.loads((run_folder(config) / "checkpoints/step-00000012/state.json").read_text())
+    assert state["progress"]["skipped_batches"] == 11
+    assert state["progress"]["tokens"] == 12 * 6 * 16
+
+
+@pytest.mark.parametrize(
+    ("blown_up_at", "words"),
+    [
+        (9, ("--rate override --optimizer.lr 3.3e-03", "--optimizer.lr 3.3e-03 --rate override")),
+        (2, ("--optimizer.lr 3.3e-03 --run.name tiny-lower-lr",)),
+    ],
+)
+def test_a_rate_that_broke_the_weights_is_named_with_what_to_type(
+    blown_up_at: int,
+    words: tuple[str, ...],
+    make_config: ConfigMaker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a checkpoint the run goes on from it at a lower rate; without, it is another run."""
+    config = make_config(train__max_steps="20", eval__every_steps="100")
+    inner = gpt.train.train_step
+
+    def blow_up(training, inputs, targets, **more):  # type: ignore[no-untyped-def]
+        if training.progress.step == blown_up_at:
+            with torch.no_grad():
+                training.model.head.weight.fill_(3e38)
+        return inner(training, inputs, targets, **more)
+
+    monkeypatch.setattr(gpt.train, "train_step", blow_up)
+    with pytest.raises(UserError) as error:
+        train(config)
+    message = str(error.value)
+    assert any(part in message for part in words), message
+    assert "rate is too high" in message
+    assert ("step-00000008" in message) == (blown_up_at == 9)
+    assert ("there is no checkpoint yet" in message) == (blown_up_at == 2)
+    assert lines(config, "event")[-2]["cause"] == "rate"
+
+
+def test_the_command_in_the_message_works(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the rate and with the policy that it names, the run goes on from its checkpoint."""
+    config = make_config(train__max_steps="20")
+    with monkeypatch.context() as patch:
+        poison(patch, range(9, 100))
+        with pytest.raises(UserError):
+            train(config)
+    lower = make_config(train__max_steps="20", optimizer__lr="3.3e-3")
+    train(lower, rate="override")
+    assert lines(config, "train")[-1]["step"] == 20
+    events = [event["event"] for event in lines(config, "event")]
+    assert "resumed" in events
+    assert events[-1] == "end" or events[-2] == "end"
+    # What the run wrote behind its checkpoint is gone, and with it that it broke.
+    assert "diverged" not in events
+
+
+def test_a_run_that_passed_over_batches_goes_on_as_if_it_had_not_stopped(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped behind a skipped batch, and between two of them: which batch is next is saved."""
+    poison(monkeypatch, {3, 7, 8, 13})
+    changes = {"model__dropout": "0.2", "train__max_steps": "16", "log__every_steps": "5"}
+    whole, parts = (make_config(run__name=name, **changes) for name in ("whole", "parts"))
+    train(whole)
+    stops = [4, 6, 11]
+    stop_at(monkeypatch, stops)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            train(parts)
+    train(parts)
+    assert not stops
+    assert final_state(whole, 16) == final_state(parts, 16)
+    assert logged(whole) == logged(parts)
+    batches = [[e["batch"] for e in lines(c, "event") if "batch" in e] for c in (whole, parts)]
+    assert batches == [[3, 7, 8, 13]] * 2
+
+
 def test_nonfinite_gradient_stops_before_the_update(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(train__max_steps="20")
+    config = make_config(train__max_steps="20", train__skip_limit="3")
     monkeypatch.setattr(gpt.step, "gradient_norm", lambda _: torch.tensor(math.inf))
     with pytest.raises(UserError, match="the gradient of step 1 is inf"):
         train(config)
+    nonfinite = [e for e in lines(config, "event") if e["event"] == "nonfinite"]
+    assert [e["batch"] for e in nonfinite] == [0, 1, 2, 3]
+    assert {e["what"] for e in nonfinite} == {"gradient"}
 
 
 def test_full_disk_keeps_the_old_ones_and_tries_again(

@@ -19,12 +19,10 @@ _LONGEST = 4096
 _MOST_BARS = 8
 _LARGEST_STEP = 10**15
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_WORTH_READING = re.compile(
-    r"loss|bpb|bits per byte|perplexity|ppl|\btrl:|\btel:|\bval\b|\bnll\b|entropy|vocab"
-    r"|tokens per iteration|max_iters|max_steps|total_steps|iterations|optimization steps"
-    r"|\|\s*\d+/\d+",
-    re.IGNORECASE,
-)
+# Words of which a line that tells anything has one; looked for in small letters.
+_TELLING = ("loss", "|", "bpb", "byte", "perplexity", "ppl", "trl:", "tel:", "val", "nll", "entro")
+_FACTUAL = ("vocab", "max_", "total_steps", "total opt", "iterations", "train_iters", "tokens per")
+_GAPS = re.compile(r"\s{3,}")
 _NUMBER = (
     r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
     r"|nan\b|inf(?:inity)?\b)"
@@ -38,18 +36,22 @@ _PAIR = re.compile(
 )
 _BAR = re.compile(r"\|\s*(\d{1,12})/(\d{1,12})\s*\[")
 _BRACKET = re.compile(r"\[\s*(\d{1,12})\s*/\s*(\d{1,12})(?=[\s\]])")
-_SPEED = re.compile(rf"(?<![\w.,:=])({_NUMBER})\s*tok(?:en)?s?\s*/\s*s", re.IGNORECASE)
-_BARE_MS = re.compile(rf"(?:^|[|(])\s*({_NUMBER})\s*ms\b")
-_BARE_MFU = re.compile(rf"(?<![\w.,])({_NUMBER})%\s*(?:\w+\s)?MFU")
+# Numbers whose unit is their only name. The unit is looked for first, the number before it then.
+_BARE = (
+    ("tokens_per_s", re.compile(r"\s*tok(?:en)?s?\s?/\s?s", re.IGNORECASE), 1.0),
+    ("mfu", re.compile(r"%\s?(?:\w+\s)?MFU"), 1.0),
+    ("step_time_s", re.compile(r"(?<=\d)\s?ms\b"), 1e-3),
+)
+_LAST_NUMBER = re.compile(rf"(?:^|[\s|(])\s*({_NUMBER})$", re.IGNORECASE)
 _RANK = re.compile(r"\[(?:rank|default)(\d+)\]")
 _VALIDATING = re.compile(r"(?<![\w./])(?:validation|validate|eval|evaluation|val)(?![\w./])", re.I)
 _NANOGPT = re.compile(r"(?:iter \d+: loss |step \d+: train loss \S+, val loss )")
 # Lines of an evaluation, whose training loss is another than the step's: nanoGPT's and ours.
 _BESIDE = re.compile(r"(?:step \d+: train loss \S+, val loss |eval \d+/\d+ )")
-_BITS = re.compile(rf"({_NUMBER}) bits/byte")
+_BITS = re.compile(r"\s*bits/byte")
 # Said before the name of a number by those who log with dates and levels.
 _PREAMBLE = re.compile(
-    r"^(?:.*\s-\s|(?:.*\s)?(?:INFO|DEBUG|WARNING|root|at|end of|after)\s+)+", re.I
+    r"^.*(?:\s-|\b(?:INFO|DEBUG|WARNING|root|at|end of|after|tok/s|ms|it/s|[GM]i?B))\s", re.I
 )
 _UNIT_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "secs": 1.0}
 _UNIT_SECONDS |= {"m": 60.0, "min": 60.0, "h": 3600.0}
@@ -82,8 +84,15 @@ class ConsoleReader:
     def read(self, lines: Iterable[str]) -> Sheet:
         """The sheet of a whole log."""
         for line in lines:
-            if _WORTH_READING.search(line, 0, _LONGEST):
-                self._line(_ESCAPES.sub("", line[:_LONGEST]))
+            small = line[:_LONGEST].lower()
+            telling, factual = (any(map(small.__contains__, w)) for w in (_TELLING, _FACTUAL))
+            if telling or factual:
+                # Long gaps say no more than short ones, and cost the searches below much.
+                line = _GAPS.sub("  ", _ESCAPES.sub("", line[:_LONGEST]))
+            if telling:
+                self._line(line)
+            if factual:
+                self._facts(line)
         if not any(column.meaning.name in _MEASURES for column in self.sheet.columns.values()):
             self._loose.vocab_size = self.sheet.vocab_size
             self._loose.total_steps = self.sheet.total_steps
@@ -93,7 +102,6 @@ class ConsoleReader:
     def _line(self, line: str) -> None:
         if self._of_another_process(line):
             return
-        self._facts(line)
         bar = self._bar(line)
         if "train_runtime" in line:
             return  # Hugging Face's summary of the whole training
@@ -210,21 +218,25 @@ class _Row:
     def _bare(self, line: str) -> None:
         """Numbers whose unit is their only name."""
         names = {meant.name for _, meant, _ in self.cells}
-        for name, pattern, scale in (
-            ("tokens_per_s", _SPEED, 1.0),
-            ("mfu", _BARE_MFU, 1.0),
-            ("step_time_s", _BARE_MS, 1e-3),
-        ):
-            found = pattern.search(line) if name not in names else None
-            value = parse_number(found[1]) if found is not None else None
+        for name, unit, scale in _BARE:
+            value = _number_before(unit, line) if name not in names else None
             if value is not None:
                 self.cells.append((name, Meaning(name, "train", 30), value * scale))
-        bits = _BITS.search(line) if _validates(line) else None
-        if bits is not None and (value := parse_number(bits[1])) is not None:
-            self.cells.append(("val bits/byte", Meaning("val_bpb", "eval"), value))
+        bits = _number_before(_BITS, line) if _validates(line) else None
+        if bits is not None:
+            self.cells.append(("val bits/byte", Meaning("val_bpb", "eval"), bits))
         if "step" not in names and (found := _BRACKET.search(line)):
             self.cells.append(("[n/m]", Meaning("step", "row", 40), float(found[1])))
             self.totals["[n/m]"] = int(found[2])
+
+
+def _number_before(unit: re.Pattern[str], line: str) -> float | None:
+    """The number that stands right before the first such unit, unless something names it."""
+    found = unit.search(line)
+    if found is None:
+        return None
+    number = _LAST_NUMBER.search(line, max(0, found.start() - 30), found.start())
+    return parse_number(number[1]) if number is not None else None
 
 
 def _meaning(key: str, unit: str, *, counted: bool) -> Meaning | None:
@@ -242,7 +254,7 @@ def _meaning(key: str, unit: str, *, counted: bool) -> Meaning | None:
 
 def _validates(line: str) -> bool:
     """Whether a line speaks of validation."""
-    return _VALIDATING.search(line) is not None
+    return "val" in line.lower() and _VALIDATING.search(line) is not None
 
 
 def _only_validates(line: str) -> bool:

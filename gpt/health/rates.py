@@ -319,7 +319,7 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     early = view.steps <= warmup + max(10.0, EARLY * view.total)
     worst = np.where(np.isfinite(view.column("loss_max")), view.column("loss_max"), view.loss)
     # The lowest until the line before: within one line the fall may come after the rise.
-    lowest = np.minimum.accumulate(np.append(view.start_loss, view.loss))[:-1]
+    lowest = np.minimum.accumulate(np.append(worst[0], view.loss))[:-1]
     rises = (worst - lowest)[early]
     index = int(np.argmax(rises))
     rise, top = float(rises[index]), float(view.steps[index])
