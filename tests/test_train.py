@@ -243,10 +243,10 @@ def test_a_rate_that_broke_the_weights_is_named_with_what_to_type(
     assert lines(config, "event")[-2]["cause"] == "rate"
 
 
-def test_the_command_in_the_message_works(
+def test_a_lower_rate_goes_on_from_the_last_good_checkpoint(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the rate and with the policy that it names, the run goes on from its checkpoint."""
+    """As the message says: the same run, `--rate override` and a lower rate."""
     config = make_config(train__max_steps="20")
     with monkeypatch.context() as patch:
         poison(patch, range(9, 100))
