@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
@@ -620,6 +621,20 @@ def test_a_tensorboard_folder(tmp_path, writer):
             assert len(error.lines) == 1
 
 
+def test_damaged_tensorboard_files(tmp_path, writer):
+    with writer(str(tmp_path)) as log:
+        for step in range(9):
+            log.add_scalar("loss", 3.0, step)
+    (file,) = tmp_path.iterdir()
+    whole, rng = file.read_bytes(), random.Random(1)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 5)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        file.write_bytes(damaged)
+        check_never_a_traceback(tmp_path)
+
+
 def test_a_resumed_tensorboard_run(tmp_path, writer):
     for begin, loss in ((0, 3.0), (2, 2.0)):
         with writer(str(tmp_path), filename_suffix=f".{begin}") as log:
@@ -743,6 +758,7 @@ def test_folders_without_one_log(tmp_path):
         (b"\x00\x01\x02\x03" * 100, "it is binary"),
         (bytes(range(128, 256)) * 10, "it is binary"),
         (gzip.compress(b"step 1 loss 2"), "compressed, unpack it first"),
+        (b":W&B\x00\x01\x02", "W&B's own file"),
         (b"Dear diary,\n\ntoday nothing was trained.\n", "no line in it tells a loss"),
         (b"[1, 2", "no line in it tells a loss"),
         (b'{\n  "loss": [1, 2', "it begins like JSON and is none, or breaks off"),
@@ -785,6 +801,30 @@ def test_lines_of_absurd_length_are_cut(tmp_path):
     wide = "step,loss," + ",".join(f"c{n}" for n in range(3000)) + "\n"
     history = read(tmp_path, wide + "".join(f"{n},{n}" + ",0" * 3000 + "\n" for n in (1, 2)))
     assert column(history.train, "loss") == [1, 2]
+
+
+def test_lines_that_are_hard_to_search(tmp_path):
+    for piece in (
+        "loss",
+        " ",
+        "loss ",
+        "1,111",
+        "[",
+        " - ",
+        "a - INFO ",
+        "x 1 ",
+        "\x1b]",
+        "a.b/c-d ",
+    ):
+        line = ("loss " + piece * 5000)[:5000] + " vocab_size" + "\n"
+        check_never_a_traceback(put(tmp_path / "hard.log", line * 20))
+
+
+def test_a_folder_of_weights_and_biases(tmp_path):
+    put(tmp_path / "files/output.log", "step 1 loss 2.5\n")
+    put(tmp_path / "files/requirements.txt", "torch==2.13.0\n")
+    put(tmp_path / "logs/debug.log", "started\n")
+    assert column(read_log(tmp_path).train, "loss") == [2.5]
 
 
 def check_never_a_traceback(path: Path) -> None:

@@ -23,6 +23,8 @@ from gpt.metrics import METRICS_NAME, Record, read_records
 STATE_NAME = "trainer_state.json"
 _OUR_KINDS = ("train", "eval", "event", "layers")
 _MOST_FILES = 100_000
+# Lightning's table, and what W&B keeps of a console.
+_KNOWN_NAMES = ("metrics.csv", "output.log")
 _LOG_ENDINGS = (".csv", ".tsv", ".jsonl", ".log", ".txt", ".out")
 
 
@@ -60,7 +62,7 @@ def _read_folder(folder: Path) -> History:
         return replace(_read_file(state), name=_name(folder))
     files = _files_below(folder)
     events = [file for file in files if MARK in file.name]
-    tables = [file for file in files if file.name == "metrics.csv"]  # Lightning's
+    tables = [file for file in files if file.name in _KNOWN_NAMES]
     if len(tables) == 1:
         return replace(_read_file(tables[0]), name=_name(folder))
     if events:

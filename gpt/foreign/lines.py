@@ -60,6 +60,8 @@ def text_encoding(path: Path, head: bytes) -> str:
             return encoding
     if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")):
         raise unreadable(path, "it is compressed, unpack it first")
+    if head.startswith(b":W&B"):
+        raise unreadable(path, "it is W&B's own file, give files/output.log beside it, or a CSV")
     text = head.decode("utf-8", errors="replace")
     odd = sum(c == "\ufffd" or (c < " " and c not in "\t\n\r\x1b\b\f") for c in text)
     if b"\0" in head or odd > 0.1 * len(text):
