@@ -49,7 +49,8 @@ LAYERS = [
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
     {"lr.lint", "lr.lint_optimizer", "resume", "autopsy"},
     {"record", "build"},
-    {"train", "infer"},
+    {"broken", "infer"},
+    {"train"},
     # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.
     {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.plan_start"}
     | {"lr.rules", "lr.size", "lr.trial", "lr.lessons.words", "lr.lessons.tiny"},

@@ -7,8 +7,7 @@ import numpy as np
 
 from gpt.health.advice import train_command
 from gpt.health.finding import Finding
-from gpt.health.rates import is_a_guess
-from gpt.health.view import MAD_TO_SIGMA, View, theil_sen
+from gpt.health.view import MAD_TO_SIGMA, View, is_a_guess, theil_sen
 from gpt.history import Column, Rows
 
 AT_CHANCE = 0.02  # share of ln V around it

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt.health.advice import find_command, rate_command, train_command
 from gpt.health.finding import Finding
-from gpt.health.view import PEAK_SHARE, View, theil_sen
+from gpt.health.view import PEAK_SHARE, View, is_a_guess, theil_sen
 from gpt.history import Rows
 
 SHORT_STEP = 0.6  # slope left behind a step: healthy runs 0.6 in their first tenth, then below 0.4
@@ -38,21 +38,6 @@ SHORT_WARMUP = 0.02  # of the run
 EARLY = 0.08
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
-# Of GPT-2 (padded too), cl100k, o200k, LLaMA 1-3, Qwen, bytes, tiny Shakespeare's characters.
-USUAL_VOCABULARIES = (
-    50257,
-    50304,
-    100277,
-    200019,
-    32000,
-    32768,
-    65536,
-    128256,
-    151936,
-    256,
-    257,
-    65,
-)
 UNDECAYED = 0.5  # of the peak, at the end of a run
 LATE = 0.82  # share of the run by which a decay should have begun
 
@@ -166,11 +151,6 @@ def _is_straight(view: View, fall: float, quarter: float) -> bool:
     decayed = bool(np.isfinite(rates).any()) and rates[-1] < UNDECAYED * np.nanmax(rates)
     late = float(view.smooth[len(view.smooth) // 2] - view.smooth[-1])
     return quarter < (0.6 if decayed else 0.45) * fall and (late > 0.2 * fall or decayed)
-
-
-def is_a_guess(loss: float) -> bool:
-    """Whether a loss is ln V for one of the vocabularies that most models have."""
-    return any(abs(loss - math.log(size)) < 0.003 * loss for size in USUAL_VOCABULARIES)
 
 
 def lr_too_large(view: View) -> Iterator[Finding]:

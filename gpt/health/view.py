@@ -14,6 +14,21 @@ from gpt.plan import Plan
 
 PEAK_SHARE = 0.7  # of the highest rate: where a run is at its full rate
 MAD_TO_SIGMA = 1.4826
+# Of GPT-2 (padded too), cl100k, o200k, LLaMA 1-3, Qwen, bytes, tiny Shakespeare's characters.
+USUAL_VOCABULARIES = (
+    50257,
+    50304,
+    100277,
+    200019,
+    32000,
+    32768,
+    65536,
+    128256,
+    151936,
+    256,
+    257,
+    65,
+)
 
 
 @dataclass(frozen=True)
@@ -173,3 +188,8 @@ def theil_sen(steps: Column, values: Column, most: int = 200) -> tuple[float, fl
     low = max(0, math.floor((len(slopes) - half) / 2))
     high = min(len(slopes) - 1, math.ceil((len(slopes) + half) / 2))
     return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
+
+
+def is_a_guess(loss: float) -> bool:
+    """Whether a loss is ln V for one of the vocabularies that most models have."""
+    return any(abs(loss - math.log(size)) < 0.003 * loss for size in USUAL_VOCABULARIES)
