@@ -689,7 +689,10 @@ def test_what_our_own_tensorboard_log_holds_is_read_back(tmp_path, writer):
                 {"kind": "train", "step": step, "loss": 3.0 - step, "lr": 0.5, "clipped": False}
                 | {"lrs": {"matrices": 0.5, "scalars": 0.25}, "slope_after": -0.5}
             )
-        log.write({"kind": "eval", "step": 2, "val_loss": 2.0, "val_bpb": 1.5, "train_loss": 1.5})
+        log.write(
+            {"kind": "eval", "step": 2, "val_loss": 2.0, "val_bpb": 1.5, "train_loss": 1.5}
+            | {"val_se": 0.25}
+        )
         log.write({"kind": "layers", "step": 2, **layers})
     ours, foreign = read_log(run), read_log(run / "tensorboard")
     for mine, theirs in ((ours.train, foreign.train), (ours.evals, foreign.evals)):

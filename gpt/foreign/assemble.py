@@ -37,7 +37,8 @@ def assemble(sheet: Sheet, path: Path, source: str, name: str) -> History:
     steps = number_rows(sheet, main, np.union1d(train_rows, val_rows))
     train = _train_table(sheet, steps, losses, val_rows if source == "nanogpt" else None)
     beside = beside or _on_rows(losses, val_rows)
-    evals = _eval_table(steps, val_rows, {**validated, "train_loss": beside})
+    spread = _validation(sheet, "val_se")
+    evals = _eval_table(steps, val_rows, {**validated, "train_loss": beside, "val_se": spread})
     total = _total(sheet, steps)
     return History(
         name=name,

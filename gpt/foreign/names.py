@@ -94,6 +94,7 @@ _SPELLINGS: dict[str, tuple[Place, str]] = {
     "mfu": ("train", "mfu bf_16_mfu mfu_pct mfu_percent"),
     "bpb": ("train", "bpb bits_per_byte"),
     "val_loss": ("eval", "tel"),
+    "val_se": ("eval", "se"),
     "total_steps": ("row", "total_steps max_steps max_iters num_iterations train_iters"),
 }
 # What our own runs write is spelled in one way.
@@ -193,7 +194,7 @@ def _of_phase(found: Meaning, phase: str, extra: int) -> Meaning | None:
     rank = found.rank + extra + (_LOOSELY if phase == "test" else 0)
     if phase == "val_train":
         return Meaning("train_loss", "eval", rank) if found.name == "loss" else None
-    if phase not in ("val", "test") or found.name in ("step", "val_loss"):
+    if phase not in ("val", "test") or found.name == "step" or found.place == "eval":
         return replace(found, rank=rank)
     if found.name in _VALIDATED:
         return Meaning(_VALIDATED[found.name], "eval", rank)
