@@ -7,10 +7,9 @@ import numpy as np
 
 from gpt.health.advice import train_command
 from gpt.health.finding import Finding
-from gpt.health.view import MAD_TO_SIGMA, View, is_a_guess, theil_sen
+from gpt.health.view import AT_CHANCE, MAD_TO_SIGMA, View, is_a_guess, theil_sen
 from gpt.history import Column, Rows
 
-AT_CHANCE = 0.02  # share of ln V around it
 AT_FREQUENCIES = 0.05  # share of the unigram entropy around it, which a BPE has of noise too
 FLAT_AT_FREQUENCIES = 0.03
 FLAT_WINDOW = 0.2  # share of the run that must be flat

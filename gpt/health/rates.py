@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt.health.advice import find_command, rate_command, train_command
 from gpt.health.finding import Finding
-from gpt.health.view import PEAK_SHARE, View, is_a_guess, theil_sen
+from gpt.health.view import AT_CHANCE, PEAK_SHARE, View, is_a_guess, theil_sen
 from gpt.history import Rows
 
 SHORT_STEP = 0.6  # slope left behind a step: healthy runs 0.6 in their first tenth, then below 0.4
@@ -38,6 +38,7 @@ SHORT_WARMUP = 0.02  # of the run
 EARLY = 0.08
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
+LATE_BACK = 0.5  # the same where the log shows that the rate was full at once
 UNDECAYED = 0.5  # of the peak, at the end of a run
 LATE = 0.82  # share of the run by which a decay should have begun
 
@@ -124,7 +125,9 @@ def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
     slope, _, high = theil_sen(view.steps, view.loss)
     if flat:
         tiny = rate is not None and rate < 1e-5
-        if not tiny and is_a_guess(float(np.median(view.loss))):
+        level, chance = float(np.median(view.loss)), view.history.chance
+        guess = is_a_guess(level) if chance is None else abs(level - chance) < AT_CHANCE * chance
+        if not tiny and guess:
             return  # stuck_at_chance says more
         how = f"the loss is as flat as it began: {start:.3f} to {end:.3f}"
     elif high < 0 and fall < 0.2 * start and _is_straight(view, fall, quarter):
@@ -306,9 +309,11 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     known = bool(np.isfinite(view.lr).any())
     if rise < max(EARLY_NATS, RISE_SIGMAS * view.sigma) * (1 if known else 2):
         return
-    back = _back_by(view, float(lowest[index]), index)
-    if back is None or back - top > SOON_BACK * view.total:
-        return  # not back yet, or so late that the rate itself is to blame
+    if float(view.smooth[-1]) > worst[early][index] - 0.5 * rise or view.last < top + 10:
+        return  # not on its way back yet
+    back = _back_by(view, float(lowest[index]), index) or view.last
+    if back - top > (LATE_BACK if known else SOON_BACK) * view.total:
+        return  # so late that the rate itself is to blame
     longer = max(20, round(0.05 * view.total), 2 * round(warmup))
     yield Finding(
         id="warmup_too_short",
@@ -331,7 +336,7 @@ def no_decay(view: View) -> Iterator[Finding]:
     if history.total_steps is None and not history.finished:
         return
     peak = view.planned_peak or float(np.nanmax(view.lr))
-    if view.last < view.warmup_end + 0.2 * view.total:
+    if view.last < view.warmup_end + 0.2 * view.total or not peak > 0:
         return
     end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else float(view.lr[-1])
     if end < UNDECAYED * peak or float(np.nanmin(view.lr[view.settled])) < PEAK_SHARE * peak:

@@ -12,6 +12,7 @@ import numpy as np
 from gpt.history import Column, History, Rows
 from gpt.plan import Plan
 
+AT_CHANCE = 0.02  # share of ln V around it
 PEAK_SHARE = 0.7  # of the highest rate: where a run is at its full rate
 MAD_TO_SIGMA = 1.4826
 # Of GPT-2 (padded too), cl100k, o200k, LLaMA 1-3, Qwen, bytes, tiny Shakespeare's characters.

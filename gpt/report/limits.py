@@ -112,6 +112,8 @@ def _rate(found: Evidence) -> list[str]:
 def _capacity(found: Evidence) -> list[str]:
     if found.win is None or found.rate_share < HIGH or found.fall is None:
         return []
+    if found.optimizer == "sgd":  # stands still for long before it learns on
+        return []
     least = MATERIAL * found.val
     if max(found.total.value, found.rise or 0.0) > least or found.fall > MATERIAL:
         return []
