@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 CONFIG ?= configs/quickstart.yaml
 PROMPT ?= def
 .DEFAULT_GOAL := help
-.PHONY: help train test setup check lint type format bench schema smoke clean
+.PHONY: help train test setup check lint type format bench health schema smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -34,9 +34,14 @@ format: $(VENV)/.installed-dev ## apply ruff's format and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev ## time generation, and with NANOGPT=DIR TEXT=FILE training too, beside peers
+bench: $(VENV)/.installed-dev ## time the watch and generation, and with NANOGPT=DIR TEXT=FILE training too, beside peers
+	$(BIN)/python scripts/bench_watch.py
 	$(BIN)/python scripts/bench_generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(if $(NANOGPT),$(if $(TEXT),$(BIN)/python scripts/bench_train.py --nanogpt $(NANOGPT) --text $(TEXT)))
+
+health: $(VENV)/.installed-dev ## train runs with known faults into corpus/, and say how well they are told
+	$(BIN)/python scripts/health_corpus.py make corpus
+	$(BIN)/python scripts/health_corpus.py judge corpus --part apart --verbose
 
 schema: $(VENV)/.installed ## write configs/schema.json, which editors use to complete configs
 	$(BIN)/python scripts/write_schema.py

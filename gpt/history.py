@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,9 @@ class History:
 
     @cached_property
     def data_check(self) -> Record:
-        """What was found out about the text before the first step; empty if nothing."""
-        return next((event for event in self.events if event.get("event") == "data_check"), {})
+        """What was found out about the text before the first step, numbers alone."""
+        found = next((event for event in self.events if event.get("event") == "data_check"), {})
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
     @property
     def chance(self) -> float | None:
@@ -151,19 +152,13 @@ class History:
 
     def until(self, step: int) -> History:
         """What was known when `step` had been logged; the same run, not yet finished."""
-        return History(
-            name=self.name,
-            source=self.source,
+        return replace(
+            self,
             train=self.train.until(step),
             evals=self.evals.until(step),
             layers=self.layers.until(step),
             events=tuple(event for event in self.events if event.get("step", 0) <= step),
-            config=self.config,
-            total_steps=self.total_steps,
-            vocab_size=self.vocab_size,
-            unigram_entropy=self.unigram_entropy,
             finished=self.finished and step >= self.last_step,
-            path=self.path,
         )
 
 
@@ -178,11 +173,11 @@ class HistoryLog:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One more line; one whose step is no number is left out."""
-        kind = record.get("kind")
-        if not isinstance(record.get("step", 0), int | float):
+        kind, step = record.get("kind"), record.get("step", 0)
+        if not isinstance(step, int | float) or not math.isfinite(_float(step)):
             return
         if kind == "event":
-            self._events.append(dict(record))
+            self._events.append({"step": step, **record})
         elif isinstance(kind, str) and kind in self._tables:
             self._tables[kind].add(record)
 
@@ -230,7 +225,7 @@ def read_run(run: Path) -> History:
         )
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     history = history_of(read_metrics(run), config, name=run.resolve().name)
-    return History(**{**history.__dict__, "path": run})
+    return replace(history, path=run)
 
 
 def _count(record: Record, name: str) -> int | None:

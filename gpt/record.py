@@ -236,9 +236,9 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._console.close()
-        self._log.close()
+        self._log.close(failed=kind is not None)
 
 
 class SlowSteps:

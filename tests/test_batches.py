@@ -85,6 +85,20 @@ def test_epochs_and_seeds_differ_in_order_and_offset():
     assert torch.equal(first, Batches(split_of(64 * 16, 5), 16, 63, 5).batch(0)[0])
 
 
+def test_without_shuffling_the_text_comes_in_its_order():
+    """Whole epochs of it, each from its own offset, as with shuffling."""
+    batches = Batches(split_of(1000), 9, 16, 1, shuffle=False)
+    n = batches.n_windows
+    pairs = [batches.batch(step) for step in range(3 * n // 16 + 1)]
+    inputs, targets = (torch.cat(parts)[: 3 * n] for parts in zip(*pairs, strict=True))
+    assert torch.equal(targets, inputs + 1)
+    for epoch in range(3):
+        tokens = inputs[epoch * n : (epoch + 1) * n].flatten()
+        assert torch.equal(tokens, torch.arange(len(tokens)) + tokens[0])
+        shuffled = Batches(split_of(1000), 9, n, 1).batch(epoch)[0]
+        assert int(shuffled.min()) == int(tokens[0])
+
+
 def test_rows_are_parts_of_the_same_batch():
     batches = Batches(split_of(1000), 9, 16, 1)
     whole = batches.batch(13)

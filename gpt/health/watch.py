@@ -66,13 +66,13 @@ def _told(records: list[Record]) -> dict[str, Finding]:
     for record in records:
         if record.get("kind") != "event" or record.get("event") != "finding":
             continue
-        name = str(record.get("id"))
+        name, first = str(record.get("id")), record.get("first_step")
         if record.get("state") == "end":
             present.pop(name, None)
         else:
             present[name] = Finding(
                 id=name,
-                first_step=int(record.get("first_step", 0)),
+                first_step=int(first) if isinstance(first, int | float) else 0,
                 evidence=str(record.get("evidence", "")),
                 cause=str(record.get("cause", "")),
                 next=str(record.get("next", "")),
