@@ -54,6 +54,7 @@ class Recorder:
         self._mark = time.perf_counter()
         self._interval_s, self._interval_tokens = 0.0, 0
         self._slow = SlowSteps()
+        self._is_one_of_many = bool(title)
         self._rates: list[float] = []
 
     def begin(self, data: TokenData) -> None:
@@ -173,6 +174,8 @@ class Recorder:
         for finding, begins in self._watch.look(self._training.progress.step, now=now):
             values = {key: getattr(finding, key) for key in FINDING_KEYS}
             self.event("finding", state="begin" if begins else "end", **values)
+            if self._is_one_of_many:
+                continue  # a sweep goes to rates that are wrong on purpose
             if begins:
                 self.line(f"warning: {finding.id}: {finding.evidence}; {finding.cause}")
                 self.line(f"  → {finding.next}")

@@ -120,8 +120,9 @@ def _capacity(found: Evidence) -> list[str]:
     if found.gap.value > GAP * found.val:
         return []
     return [
-        f"Neither probe gains {MATERIAL:.0%}: the cooldown {_nats(found.total)}, twice the rate "
-        f"{_nats(found.win)}; over the last quarter of the run the loss fell by {found.fall:.1%}.",
+        f"The loss fell by {found.fall:.1%} over the last quarter of the run, and cooled down it "
+        f"falls by {_nats(found.total)}, less than {MATERIAL:.0%}.",
+        _twice(found.win),
         f"The validation loss is {found.gap.value:+.4f} nats from the training loss: the model "
         "does not learn the text by heart either.",
     ]
