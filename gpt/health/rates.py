@@ -35,6 +35,7 @@ USUAL_RATES = {
     "adafactor": (1e-4, 0.3),
 }
 SHORT_WARMUP = 0.02  # of the run
+NO_WARMUP, NO_WARMUP_SIGMAS = 3, 4.5  # so few steps are none, and less of a jump is enough
 EARLY = 0.08
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
@@ -307,7 +308,8 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     index = int(np.argmax(rises))
     rise, top = float(rises[index]), float(view.steps[index])
     known = bool(np.isfinite(view.lr).any())
-    if rise < max(EARLY_NATS, RISE_SIGMAS * view.sigma) * (1 if known else 2):
+    sigmas = RISE_SIGMAS if warmup > NO_WARMUP else NO_WARMUP_SIGMAS
+    if rise < max(EARLY_NATS, sigmas * view.sigma) * (1 if known else 2):
         return
     if float(view.smooth[-1]) > worst[early][index] - 0.5 * rise or view.last < top + 10:
         return  # not on its way back yet
