@@ -13,11 +13,12 @@ import numpy as np
 
 from gpt.health.advice import find_command, rate_command, train_command
 from gpt.health.finding import Finding
-from gpt.health.view import AT_CHANCE, PEAK_SHARE, View, is_a_guess, theil_sen
+from gpt.health.view import AT_CHANCE, PEAK_SHARE, View, half_widths, is_a_guess, theil_sen
 from gpt.history import Rows
 
 SHORT_STEP = 0.6  # slope left behind a step: healthy runs 0.6 in their first tenth, then below 0.4
 SHORT_STEP_HARDLY = 0.2  # the same where a step hardly moves the weights: noise hides the slope
+SHORT_UPDATE = 3e-3  # above it a step is not short, whatever is left of the slope
 SMALL_UPDATE = 1e-4  # update over weights a step, of healthy runs 1e-3 to 2e-2
 LONG_STEP = -0.8
 LEAST_PAIRS = 5
@@ -83,6 +84,8 @@ def lr_too_small(view: View) -> Iterator[Finding]:
     if slope is not None:
         ratio = view.middle("update_ratio", rows)
         hardly_moves = ratio is not None and ratio < SMALL_UPDATE
+        if ratio is not None and ratio > SHORT_UPDATE:
+            return
         least = SHORT_STEP if not hardly_moves else SHORT_STEP_HARDLY
         if slope.left - 2 * slope.error < least or _knows_a_lot(view):
             return
@@ -168,7 +171,8 @@ def lr_too_large(view: View) -> Iterator[Finding]:
     climbing = _climbing(view)
     if not any(reasons) and not climbing:
         return
-    lowest = int(view.steps[int(np.argmin(view.smooth))])
+    before = view.steps <= max(climb(view)[1], view.steps[0])
+    lowest = int(view.steps[before][int(np.argmin(view.smooth[before]))])
     yield Finding(
         id="lr_too_large",
         first_step=int(view.warmup_end) if any(reasons) else lowest,
@@ -205,6 +209,8 @@ def _climbing(view: View) -> str:
     rise, top = climb(view)
     if not rise or jumped(view) or not is_shuffled(view):
         return ""
+    if view.warmup_end <= NO_WARMUP and top <= max(10.0, EARLY * view.total):
+        return ""  # the missing warmup's doing, unless it does not come back
     text = f"the loss climbs by {rise:.2f} nats from its lowest, by step {int(top):,}"
     if not recovered(view):
         return text
@@ -278,15 +284,15 @@ def climb(view: View) -> tuple[float, float]:
     """
     if len(view.loss) < 8:
         return 0.0, 0.0
-    lowest = np.minimum.accumulate(view.smooth)
-    rises = view.smooth - lowest
-    index = int(np.argmax(rises))
-    width = 1 + 2 * max(1, len(view.loss) // 40)
-    noise = RISE_SIGMAS * view.sigma / math.sqrt(width)
+    rises = view.smooth - np.minimum.accumulate(view.smooth)
+    # An average of few lines, as at the end of what is known, is as noisy as they are.
+    noise = RISE_SIGMAS * view.sigma / np.sqrt(1 + 2 * half_widths(len(view.loss)))
     fall = float(view.smooth.max() - view.smooth.min())
-    if rises[index] > noise and rises[index] > RISE_SHARE * fall and rises[index] > 0.05:
-        return float(rises[index]), float(view.steps[index])
-    return 0.0, 0.0
+    counts = (rises > noise) & (rises > RISE_SHARE * fall) & (rises > 0.05)
+    if not counts.any():
+        return 0.0, 0.0
+    index = int(np.argmax(np.where(counts, rises, 0.0)))
+    return float(rises[index]), float(view.steps[index])
 
 
 def recovered(view: View) -> bool:

@@ -12,7 +12,6 @@ MOST_DUPLICATES = 0.4
 MOST_LEAKED = 0.25
 LEAST_BYTES = 1.5  # a token of a fitting BPE; one of 512 ids on its own text has 1.8
 LEAST_IDS = 400  # below it a vocabulary is one of bytes or characters
-LEAST_CORRELATION = 0.1
 LEAST_LINES = 60
 
 
@@ -83,8 +82,6 @@ def data_order(view: View) -> Iterator[Finding]:
             f"; the losses of neighbouring lines go together (correlation {correlation:.2f}, "
             f"shuffled text has 0) and swing by {swing:.2f} nats"
         )
-        if correlation < LEAST_CORRELATION:
-            return  # an order that does no harm
     yield Finding(
         id="data_order",
         first_step=0,

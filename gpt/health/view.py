@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from gpt.history import Column, History, Rows
 from gpt.plan import Plan
@@ -163,12 +164,16 @@ class View:
 
 def centred_mean(values: Column) -> Column:
     """A moving average over a quarter of what lies before, at most a twentieth of all."""
-    count = len(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(count)
-    half = np.minimum(np.minimum(index // 8, count - 1 - index), max(1, count // 40))
+    index, half = np.arange(len(values)), half_widths(len(values))
     means: Column = (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
     return means
+
+
+def half_widths(count: int) -> npt.NDArray[np.int64]:
+    """How many lines to either side each average takes in: none at the ends."""
+    index = np.arange(count)
+    return np.minimum(np.minimum(index // 8, count - 1 - index), max(1, count // 40))
 
 
 def theil_sen(steps: Column, values: Column, most: int = 200) -> tuple[float, float, float]:
