@@ -176,7 +176,8 @@ def test_text_in_its_own_order() -> None:
     found = the("data_order", sound(loss=falling(AT, noise=0) + order(0.9)), config)
     assert found.numbers["correlation"] > 0.3
     assert ids(sound(loss=falling(AT, noise=0) + order(0.9))) == [], "shuffled"
-    assert ids(sound(loss=falling(AT, noise=0) + order(0.0)), config) == []
+    harmless = the("data_order", sound(loss=falling(AT, noise=0) + order(0.0)), config)
+    assert harmless.numbers["correlation"] < 0.1, "told by the config, measured by the curve"
 
 
 def test_an_early_rise_behind_a_short_warmup() -> None:
@@ -313,17 +314,14 @@ ODD = [math.nan, math.inf, -math.inf, 1e308, -1e308, 0.0, 1e-320]
 def test_odd_logs_raise_nothing(value: float, lines: int) -> None:
     steps = np.arange(1.0, lines + 1)
     odd = np.full(lines, value)
-    with np.errstate(all="ignore"):
-        for name in ("loss", "lr", "tokens_per_s", "slope_before", "grad_norm", "step"):
-            known: dict[str, Any] = {"loss": np.full(lines, 3.0), "step": steps, "lr": odd}
-            known[name] = odd
-            columns = Table(known)
-            none = Table({"step": np.empty(0)})
-            if name != "step" or math.isfinite(value):
-                verdict(History("odd", "csv", columns, none, none))
-                verdict(
-                    History("odd", "csv", columns, Table({"step": steps, "val_loss": odd}), none)
-                )
+    for name in ("loss", "lr", "tokens_per_s", "slope_before", "grad_norm", "step"):
+        known: dict[str, Any] = {"loss": np.full(lines, 3.0), "step": steps, "lr": odd}
+        known[name] = odd
+        columns = Table(known)
+        none = Table({"step": np.empty(0)})
+        if name != "step" or math.isfinite(value):
+            verdict(History("odd", "csv", columns, none, none))
+            verdict(History("odd", "csv", columns, Table({"step": steps, "val_loss": odd}), none))
 
 
 NUMBERS = st.one_of(
@@ -361,9 +359,8 @@ def logs(draw: st.DrawFn) -> list[Line]:
 @given(lines=logs(), own=st.booleans())
 def test_any_log_raises_nothing(lines: list[Line], own: bool) -> None:
     known = history_of(lines, config_of() if own else None)
-    with np.errstate(all="ignore"):
-        found = diagnose(known)
-        verdict(known.until(3))
+    found = diagnose(known)
+    verdict(known.until(3))
     assert {finding.id for finding in found} <= set(IDS)
 
 
@@ -381,3 +378,9 @@ def test_smoothing_and_slopes() -> None:
     assert 88 <= held <= 100
     sigma = View(bare(np.arange(1, 201.0), values + 0.3 * rng.normal(size=200))).sigma
     assert sigma == pytest.approx(0.3, rel=0.2)
+
+
+def test_a_step_that_comes_twice_has_no_slope_of_its_own() -> None:
+    twice = np.repeat(np.arange(50.0), 2)
+    assert theil_sen(twice, 3 - 0.1 * twice) == pytest.approx((-0.1, -0.1, -0.1))
+    assert theil_sen(np.ones(9), np.arange(9.0)) == (0, -math.inf, math.inf)

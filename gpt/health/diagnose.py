@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from gpt.health.events import nonfinite, spike, throughput
 from gpt.health.finding import IDS, Finding
 from gpt.health.learning import dead_layer, overfitting, plateau, stuck_at_chance
@@ -63,7 +65,8 @@ def diagnose(history: History) -> list[Finding]:
     """
     view = View(history)
     rules = RULES if len(view.loss) >= LEAST_LINES else EARLY_RULES
-    found = {finding.id: finding for rule in rules for finding in rule(view)}
+    with np.errstate(all="ignore"):  # a log may hold any number; what comes of it is inf or nan
+        found = {finding.id: finding for rule in rules for finding in rule(view)}
     explained = {other for name in found for other in EXPLAINS.get(name, ())}
     return sorted(
         (finding for name, finding in found.items() if name not in explained),

@@ -189,7 +189,11 @@ def theil_sen(steps: Column, values: Column, most: int = 200) -> tuple[float, fl
     if count < 4:
         return 0.0, -math.inf, math.inf
     first, second = np.triu_indices(count, 1)
+    apart = steps[second] != steps[first]  # a log may hold a step twice
+    first, second = first[apart], second[apart]
     slopes = np.sort((values[second] - values[first]) / (steps[second] - steps[first]))
+    if not slopes.size:
+        return 0.0, -math.inf, math.inf
     half = 1.96 * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     low = max(0, math.floor((len(slopes) - half) / 2))
     high = min(len(slopes) - 1, math.ceil((len(slopes) + half) / 2))
