@@ -17,7 +17,7 @@ train: $(VENV)/.installed ## set up, train the quickstart config (CONFIG=...), p
 	$(BIN)/gpt-infer --prompt '$(PROMPT)' --max-tokens 200 --seed 1
 
 test: $(VENV)/.installed-dev ## run the test suite, as CI does
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 setup: $(VENV)/.installed-dev ## install all that development and tests need
 

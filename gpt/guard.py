@@ -14,8 +14,9 @@ class SpikeGuard:
     """The sigma rule over the last WINDOW steps that were taken; its memory is in the Progress.
 
     Source: OLMo et al. 2024 (arXiv:2501.00656), skipping steps whose loss or gradient norm is more
-    than six standard deviations above the mean of the last 128. Deviation: what was skipped does
-    not count for what comes after, and after `limit` in a row the level is taken for the new one.
+    than six standard deviations above the mean of the last 128. Deviations: the norm is
+    judged by its logarithm, since healthy norms are skewed; what was skipped does not count for
+    what comes after; after `limit` in a row the level is taken for the new one.
     """
 
     def __init__(self, sigmas: float, limit: int, progress: Progress) -> None:
@@ -26,19 +27,12 @@ class SpikeGuard:
         """What of a step stands out, in words; empty if nothing, or if it has to be taken."""
         if self._progress.skips_in_row >= self._limit:
             return ""
-        for name, value, known in (
-            ("loss", loss, self._progress.guard_losses),
-            ("gradient norm", grad_norm, self._progress.guard_norms),
-        ):
-            if len(known) < LEAST:
-                continue
-            # numpy: the library's own `stdev`, of exact fractions, takes half a millisecond.
-            mean, deviation = float(np.mean(known)), float(np.std(known, ddof=1))
-            # Below a thousandth of the mean, differences are rounding.
-            if value > mean + self._sigmas * max(deviation, 1e-3 * abs(mean)):
-                above = (value - mean) / deviation if deviation > 0 else math.inf
-                return f"{name} {value:.4g}, {above:.1f} sigma above {mean:.4g}"
-        return ""
+        found = _above("loss", loss, self._progress.guard_losses, self._sigmas)
+        norms = self._progress.guard_norms
+        if not found and grad_norm > 0 and all(norm > 0 for norm in norms):
+            logs = [math.log(norm) for norm in norms]
+            found = _above("log of the gradient norm", math.log(grad_norm), logs, self._sigmas)
+        return found
 
     def took(self, loss: float, grad_norm: float) -> None:
         """Remembers a step that was taken."""
@@ -46,3 +40,16 @@ class SpikeGuard:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             progress.guard_losses = [*progress.guard_losses, loss][-WINDOW:]
             progress.guard_norms = [*progress.guard_norms, grad_norm][-WINDOW:]
+
+
+def _above(name: str, value: float, known: list[float], sigmas: float) -> str:
+    """How far a value stands above those known, in words; empty if not that far."""
+    if len(known) < LEAST:
+        return ""
+    # numpy: the library's own `stdev`, of exact fractions, takes half a millisecond.
+    mean, deviation = float(np.mean(known)), float(np.std(known, ddof=1))
+    # Below a thousandth, differences are rounding.
+    if value <= mean + sigmas * max(deviation, 1e-3 * max(1.0, abs(mean))):
+        return ""
+    above = (value - mean) / deviation if deviation > 0 else math.inf
+    return f"{name} {value:.4g}, {above:.1f} sigma above {mean:.4g}"

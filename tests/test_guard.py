@@ -34,14 +34,15 @@ def with_history(losses: list[float], norms: list[float], limit: int = 5) -> Spi
 
 def test_six_sigma_above_the_mean_is_too_many() -> None:
     rng = np.random.default_rng(0)
-    losses, norms = rng.normal(3, 0.1, WINDOW), rng.normal(1, 0.2, WINDOW)
+    losses, logs = rng.normal(3, 0.1, WINDOW), rng.normal(0, 0.2, WINDOW)
+    norms = np.exp(logs)
     guard = with_history(losses.tolist(), norms.tolist())
     loss_limit = losses.mean() + 6 * losses.std(ddof=1)
-    norm_limit = norms.mean() + 6 * norms.std(ddof=1)
+    norm_limit = float(np.exp(logs.mean() + 6 * logs.std(ddof=1)))
     assert guard.outlier(loss_limit - 1e-6, norm_limit - 1e-6) == ""
     assert guard.outlier(loss_limit + 1e-6, 1).startswith("loss 3.")
     assert "6.0 sigma above" in guard.outlier(loss_limit + 1e-6, 1)
-    assert guard.outlier(3, norm_limit + 1e-6).startswith("gradient norm 2.")
+    assert guard.outlier(3, norm_limit + 1e-6).startswith("log of the gradient norm 1.")
     assert guard.outlier(-100, 0) == "", "below is well"
 
 
@@ -90,7 +91,7 @@ def test_a_healthy_run_loses_at_most_one_step_in_5000(seed: int, heavy: float) -
     rng, steps = np.random.default_rng(seed), 5000
     losses = 2.2 + 6.1 / np.sqrt(np.arange(steps) / 20 + 1)
     losses += 0.05 * rng.normal(size=steps) + heavy * rng.standard_t(5, size=steps)
-    norms = 0.6 * np.exp(0.2 * rng.normal(size=steps))
+    norms = 0.6 * np.exp(0.4 * rng.normal(size=steps))
     progress = Progress()
     guard = SpikeGuard(6, 5, progress)
     refused = 0

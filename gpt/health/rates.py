@@ -187,7 +187,7 @@ def lr_too_large(view: View) -> Iterator[Finding]:
 
 def _lost(view: View, level: float) -> str:
     """Whether the loss stands above its start, in words; empty if not."""
-    if level <= 1.02 * view.start_loss + 3 * view.sigma:
+    if level <= 1.02 * view.start_loss + min(3 * view.sigma, 0.2 * view.start_loss):
         return ""
     return f"at the full rate the loss is {level:.2f}, above where it began"
 
