@@ -1,7 +1,7 @@
 """Trains small runs with known faults, and sound ones; then says how well `diagnose` tells them.
 
     python scripts/health_corpus.py make DIR [--only NAME] [--text FILE]
-    python scripts/health_corpus.py judge DIR [--part tuned|apart|all] [--verbose]
+    python scripts/health_corpus.py judge DIR [--part tuned|apart|all] [--columns step,loss,lr]
 
 `make` trains every case that DIR does not hold yet (about 15 minutes on one core). Every third
 case of a kind is kept apart: no rule or limit was chosen with a look at those.
@@ -22,7 +22,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt.history import History
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -414,13 +417,29 @@ class Verdict:
     early: list[str]  # what was told on the way, in order
 
 
-def judge_one(run: Path) -> Verdict:
+def as_foreign(history: "History", columns: list[str]) -> "History":
+    """The same run as a log of another program would tell it: a table and the evaluations."""
+    from gpt.history import History, Table
+
+    known = history.train.columns
+    return History(
+        name=history.name,
+        source="csv",
+        train=Table({name: known[name] for name in columns if name in known}),
+        evals=history.evals,
+        layers=Table.from_records([]),
+    )
+
+
+def judge_one(run: Path, columns: list[str]) -> Verdict:
     """The run's first finding, and when it would have been told."""
     from gpt.health.diagnose import diagnose
     from gpt.history import read_run
 
     known = json.loads((run / "expected.json").read_text())
     history = read_run(run)
+    if columns:
+        history = as_foreign(history, columns)
     last = history.total_steps or history.last_step
     begin = known["begin"]
     if begin == "best":
@@ -441,7 +460,7 @@ def judge_one(run: Path) -> Verdict:
     return Verdict(run.name, known["expected"], found, told, early)
 
 
-def judge(out: Path, part: str, *, verbose: bool) -> None:
+def judge(out: Path, part: str, columns: list[str], *, verbose: bool) -> None:
     """Prints the confusion matrix of a part, and what was late."""
     verdicts = []
     for run in sorted((out / "runs").iterdir()):
@@ -450,7 +469,7 @@ def judge(out: Path, part: str, *, verbose: bool) -> None:
         apart = json.loads((run / "expected.json").read_text())["apart"]
         if part != "all" and apart != (part == "apart"):
             continue
-        verdicts.append(judge_one(run))
+        verdicts.append(judge_one(run, columns))
     matrix = Counter((v.expected, (v.found or [HEALTHY])[0]) for v in verdicts)
     names = sorted({name for pair in matrix for name in pair})
     print(f"part {part}: rows are what was wrong, columns the first finding")
@@ -482,6 +501,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--part", choices=("tuned", "apart", "all"), default="all")
     parser.add_argument("--round", type=int, default=1, help="make: 2 and up, other runs")
+    parser.add_argument(
+        "--columns", help="judge: what is left of the log, as step,loss,lr; and the evaluations"
+    )
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "list":
@@ -491,7 +513,12 @@ def main() -> None:
     elif arguments.what == "make":
         make(arguments.dir, arguments.only, arguments.text, arguments.round)
     else:
-        judge(arguments.dir, arguments.part, verbose=arguments.verbose)
+        judge(
+            arguments.dir,
+            arguments.part,
+            arguments.columns.split(",") if arguments.columns else [],
+            verbose=arguments.verbose,
+        )
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ RUNS = {
     "muon-too-small": ("rate", f"{CODE} optimizer.name=muon optimizer.lr=3e-4"),
     "sgd-too-small": ("rate", f"{VERSE} optimizer.name=sgd optimizer.lr=2e-3"),
     "sgd-too-large": ("noise", f"{VERSE} optimizer.name=sgd optimizer.lr=0.3"),
-    "little-text": ("data", LITTLE),
-    "little-text-large-model": ("data", f"{LITTLE} model.n_layer=4"),
+    "little-text": ("data, in the end", LITTLE),
+    "little-text-large-model": ("data, in the end", f"{LITTLE} model.n_layer=4"),
     "narrow-6": ("capacity", f"{NARROW} model.n_embd=6 optimizer.lr=3e-3"),
     "narrow-10": ("capacity", f"{NARROW} model.n_embd=10 optimizer.lr=1e-3"),
 }

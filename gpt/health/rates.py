@@ -38,6 +38,7 @@ USUAL_RATES = {
 SHORT_WARMUP = 0.02  # of the run
 NO_WARMUP, NO_WARMUP_SIGMAS = 3, 4.5  # so few steps are none, and less of a jump is enough
 EARLY = 0.08
+EARLY_JUMP = 0.1
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
 LATE_BACK = 0.5  # the same where the log shows that the rate was full at once
@@ -120,7 +121,8 @@ def _larger(view: View) -> str:
 def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
     """For logs that hold little more than a loss: it stays flat, or falls in a straight line."""
     count = len(view.smooth)
-    if count < 20 or view.progress < (0.1 if view.history.finished else 0.2):
+    enough = count >= 20 and view.last >= 100
+    if not enough or view.progress < (0.1 if view.history.finished else 0.2):
         return
     start, end = float(view.smooth[0]), float(view.smooth[-1])
     fall, rate = start - end, view.planned_peak
@@ -249,6 +251,8 @@ def jumped(view: View) -> bool:
 
     What stays up for a tenth of the run does not come back.
     """
+    if climb(view)[1] < EARLY_JUMP * view.total:
+        return False  # before much was learned it is the rate's doing, or the warmup's
     lowest = int(np.argmin(view.smooth))
     after = view.loss[lowest:]
     steps = view.steps[lowest:]
