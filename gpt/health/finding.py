@@ -14,9 +14,9 @@ IDS = (
     "lr_too_small",
     "dead_layer",
     "warmup_too_short",
-    "spike",
     "overfitting",
     "plateau",
+    "spike",
     "no_decay",
     "throughput",
 )

@@ -25,7 +25,7 @@ DEAD_LINES = 2
 
 def stuck_at_chance(view: View) -> Iterator[Finding]:
     """A loss that stays at ln V, or at the tokens' frequencies, whatever the weights do."""
-    if len(view.loss) < 10 or view.progress < 0.12 or view.last < view.warmup_end + 30:
+    if len(view.loss) < 10 or view.progress < 0.2 or view.last < view.warmup_end + 30:
         return
     low, chance = view.ignorance, view.history.chance
     if chance is None and is_a_guess(float(np.median(view.loss))):
