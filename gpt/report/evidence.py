@@ -10,7 +10,7 @@ from gpt.history import History, finite
 from gpt.report.branches import Bench, Branch, Difference, Losses, drop, mean_loss
 
 # What another order of the batches changes, as a share of the cooldown's gain and over the root of
-# the steps. Measured: six orders each in ten cases.
+# the steps. Measured on small runs: docs/probes.md, under `What ± means`.
 ORDER_NOISE = {"gain": 1.3, "win": 0.5}
 
 
