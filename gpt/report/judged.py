@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt.errors import UserError
 from gpt.health.diagnose import diagnose
 from gpt.health.finding import Finding
-from gpt.history import History
+from gpt.history import History, read_run
 from gpt.metrics import METRICS_NAME
 from gpt.report.coverage import Coverage, coverage
 from gpt.report.standing import Standing, standing
@@ -48,6 +48,9 @@ def open_history(path: Path) -> History:
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist; give a run directory (runs/NAME) or a log file")
+    log = path / METRICS_NAME
+    if log.is_file() and not log.stat().st_size:
+        return read_run(path)  # begun, and nothing is written yet
     if has_not_begun(path):
         raise UserError(
             f"{path}: has not begun, there is no {METRICS_NAME} yet; --watch waits for it"
