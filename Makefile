@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 CONFIG ?= configs/quickstart.yaml
 PROMPT ?= def
 .DEFAULT_GOAL := help
-.PHONY: help train test setup check lint type format bench health schema smoke clean
+.PHONY: help train test setup check lint type format bench torture health schema smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ bench: $(VENV)/.installed-dev ## time the watch and generation, and with NANOGPT
 	$(BIN)/python scripts/bench_watch.py
 	$(BIN)/python scripts/bench_generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(if $(NANOGPT),$(if $(TEXT),$(BIN)/python scripts/bench_train.py --nanogpt $(NANOGPT) --text $(TEXT)))
+
+torture: $(VENV)/.installed-dev ## kill, damage and poison runs, and record it; TEST=2 COUNT=50: a part, CASE=7: one again
+	$(BIN)/python -m scripts.torture $(if $(TEST),--test $(TEST)) $(if $(COUNT),--count $(COUNT)) $(if $(CASE),--case $(CASE))
 
 health: $(VENV)/.installed-dev ## train runs with known faults into corpus/, and say how well they are told
 	$(BIN)/python scripts/health_corpus.py make corpus
