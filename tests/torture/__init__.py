@@ -14,6 +14,7 @@ from pathlib import Path
 
 MODULES = {
     1: "kill_training",
+    3: "resume_everywhere",
 }
 SEED = 2026
 
