@@ -38,7 +38,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 @dataclass
 class Part:
-    """Some cases of one test, run in one go. `code` names the content of gpt/ and tests/torture/."""
+    """Some cases of one test, run in one go. `code` names what was tortured, and by what."""
 
     test: int
     first: int
@@ -222,8 +222,9 @@ def write_table() -> None:
         broken = {case for part in chosen for case in part.failed}
         cases = covered(mine, code)
         rows.append(
-            f"| {number} | {torture.title} | {cases:,} of {torture.full:,} | {cases - len(broken):,} "
-            f"| {chosen[-1].date} | {chosen[-1].commit} | {sum(p.seconds for p in chosen) / 60:.1f} |"
+            f"| {number} | {torture.title} | {cases:,} of {torture.full:,} "
+            f"| {cases - len(broken):,} | {chosen[-1].date} | {chosen[-1].commit} "
+            f"| {sum(part.seconds for part in chosen) / 60:.1f} |"
         )
     text = TABLE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

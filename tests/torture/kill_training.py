@@ -15,7 +15,7 @@ MAX_KILLS = 3
 
 
 def make_config(folder: Path, name: str) -> Config:
-    """Dropout, accumulation, more than an epoch, and saves and evaluations off one another's grid."""
+    """Dropout, accumulation, a guard, and saves and evaluations off one another's grid."""
     return tiny_config(
         folder,
         run__name=name,

@@ -117,7 +117,7 @@ def write_config(config: Config, folder: Path) -> Path:
 
 
 def last_state(config: Config) -> tuple[str, dict[str, bytes], dict[str, object]]:
-    """The newest checkpoint: its name, its tensors' files to the byte, and all of its other state."""
+    """The newest checkpoint: its name, its tensors to the byte, and all of its other state."""
     folder = checkpoint_folders(run_path(config))[-1]
     tensors = {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def last_state(config: Config) -> tuple[str, dict[str, bytes], dict[str, object]
 
 
 def logged(config: Config) -> list[dict[str, object]]:
-    """The lines of the log without its clocks; events tell of the interruptions and are left out."""
+    """The lines of the log without its clocks; events, which tell of interruptions, left out."""
     return [
         {key: value for key, value in record.items() if key not in CLOCKS | PAIRS}
         for record in read_metrics(run_path(config))
