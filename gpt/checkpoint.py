@@ -15,7 +15,10 @@ Which run a checkpoint belongs to, and which ones are kept, is `rundir`'s busine
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +33,16 @@ from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.device import rng_state, set_rng_state
 from gpt.errors import UserError
-from gpt.files import sync
+from gpt.files import is_hollow, open_plain, read_plain, sync
 from gpt.model import GPT
+from gpt.saved import brief, check_form, check_generators, check_optimizer, read_progress
 from gpt.schedule import load_scheduler
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 1
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20  # of a safetensors file; 50,000 tensors have less
 
 
 class CheckpointError(UserError):
@@ -113,24 +118,27 @@ def verify_checkpoint(folder: Path) -> None:
 
     Raises CheckpointError that names the file at fault.
     """
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     files = manifest.get("files")
     if manifest.get("version") != VERSION or not isinstance(files, dict):
         raise CheckpointError(
-            f"{folder}: the manifest's version is {manifest.get('version')!r}, "
+            f"{folder}: the manifest's version is {brief([manifest.get('version')])}, "
             f"this program reads {VERSION}; use the release that wrote it"
         )
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     if present != set(files):
-        names = ", ".join(sorted(present ^ set(files)))
+        names = brief(sorted(present ^ set(files)))
         raise CheckpointError(f"{folder}: files and manifest differ ({names}); it is damaged")
     for name, expected in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or not isinstance(expected, dict):
             raise CheckpointError(f"{path}: not a plain file; the checkpoint is damaged")
+        if is_hollow(path):
+            raise CheckpointError(f"{path}: mostly holes, hours of reading; it is damaged")
         if path.stat().st_size != expected.get("bytes"):
             raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says {expected.get('bytes')}; "
+                f"{path}: {path.stat().st_size} bytes, the manifest says "
+                f"{brief([expected.get('bytes')])}; "
                 "it is damaged"
             )
         if _sha256(path) != expected.get("sha256"):
@@ -142,24 +150,40 @@ def restore_checkpoint(folder: Path, training: Training) -> None:
 
     Raises CheckpointError where names, shapes or kinds do not match what the config builds.
     """
-    state = _read_json(folder / "state.json")
+    with _checked(folder / "state.json"):
+        _restore(folder, training, read_json(folder / "state.json"))
+
+
+def _restore(folder: Path, training: Training, state: dict[str, Any]) -> None:
     dtype = str(training.dtype).removeprefix("torch.")
     if state["dtype"] != dtype:
+        if state["dtype"] not in _SHORT_DTYPE:
+            raise ValueError(f"dtype: {brief([state['dtype']])} is none of {brief(_SHORT_DTYPE)}")
         raise CheckpointError(
             f"{folder}: trained with {state['dtype']}, this run would go on in {dtype}; "
-            f"say --train.dtype {_SHORT_DTYPE.get(state['dtype'], state['dtype'])}"
+            f"say --train.dtype {_SHORT_DTYPE[state['dtype']]}"
         )
     if state["data_fingerprint"] != training.data_fingerprint:
         raise CheckpointError(
             f"{folder}: trained on other data (text, tokenizer or split have changed); "
             "bring the old text back, or start a new run with another --run.name"
         )
+    progress = read_progress(Progress, state["progress"])
+    if progress.step != read_json(folder / MANIFEST).get("step"):
+        raise ValueError(f"progress.step: {progress.step} is not the step of the manifest")
+    check_form(state["scheduler"], training.scheduler.state_dict(), "scheduler")
+    check_form(state["scaler"], training.scaler.state_dict(), "scaler")
+    if training.scaler.is_enabled() and not state["scaler"]:
+        raise ValueError("scaler: is empty")
     load_weights(folder, training.model)
     _restore_optimizer(folder, training, state["optimizer"])
     load_scheduler(training.scheduler, state["scheduler"])
     training.scaler.load_state_dict(state["scaler"])
-    training.progress = Progress(**state["progress"])
-    set_rng_state(load_file(folder / "rng.safetensors"))
+    training.progress = progress
+    with _checked(folder / "rng.safetensors"):
+        generators = _load_all(folder / "rng.safetensors")
+        check_generators(generators, rng_state())
+        set_rng_state(generators)
 
 
 def load_weights(folder: Path, model: GPT) -> None:
@@ -188,9 +212,32 @@ def load_for_inference(folder: Path, device: torch.device) -> tuple[GPT, Tokeniz
         claimed = GPT(config.model, tokenizer.vocab_size)
     shapes = {name: tuple(p.shape) for name, p in claimed.named_parameters()}
     _read_tensors(folder / "model.safetensors", shapes, only_check=True)
-    model = GPT(config.model, tokenizer.vocab_size)
+    _check_memory(folder, claimed)
+    try:
+        model = GPT(config.model, tokenizer.vocab_size)
+    except (RuntimeError, MemoryError):
+        raise _too_large(folder, claimed) from None
     load_weights(folder, model)
     return model.to(device).eval(), tokenizer
+
+
+def _check_memory(folder: Path, claimed: GPT) -> None:
+    """Raises CheckpointError for more than the machine has: position tables stand in no file."""
+    if hasattr(os, "sysconf") and _size(claimed) > os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_PHYS_PAGES"
+    ):
+        raise _too_large(folder, claimed)
+
+
+def _size(model: GPT) -> int:
+    return sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+
+
+def _too_large(folder: Path, claimed: GPT) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: its config describes a model of {_size(claimed) / 1e9:,.1f} GB, more than this "
+        "machine's memory holds; take a machine with more, or a smaller model"
+    )
 
 
 _SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -249,12 +296,11 @@ def _restore_optimizer(folder: Path, training: Training, described: dict[str, An
             f"the config builds {ours['class']}; start a new run with another --run.name"
         )
     parameters = dict(training.model.named_parameters())
-    tensors = load_file(folder / "optimizer.safetensors")
+    tensors = _load_all(folder / "optimizer.safetensors")
+    check_optimizer(described, tensors, parameters)
     restored: dict[str, dict[str, Any]] = {name: dict(v) for name, v in described["values"].items()}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("|")
-        if name not in parameters:
-            raise CheckpointError(f"{folder}: optimizer state of an unknown parameter {name!r}")
         # A step counter lives where its optimizer made it: on the CPU unless fused on a device.
         tensor_device = (
             parameters[name].device if tensor.ndim or _fused(training) else tensor.device
@@ -275,6 +321,7 @@ def _read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file whose names and shapes are exactly `shapes`, all fp32."""
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             dtypes = {file.get_slice(name).get_dtype() for name in found}
@@ -283,7 +330,8 @@ def _read_tensors(
     if found != shapes or dtypes != {"F32"}:
         wrong = [n for n in sorted({*found, *shapes}) if found.get(n) != shapes.get(n)]
         example = (
-            f"{wrong[0]}: {found.get(wrong[0])} in the file, {shapes.get(wrong[0])} by the config"
+            f"{brief(wrong[:1])}: {found.get(wrong[0])} in the file, "
+            f"{shapes.get(wrong[0])} by the config"
             if wrong
             else f"dtypes {sorted(dtypes)}, not F32"
         )
@@ -291,17 +339,49 @@ def _read_tensors(
     return {} if only_check else load_file(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _load_all(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, whatever they are called."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: over {MAX_JSON_BYTES} bytes; not a checkpoint's file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        _check_header(path)
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _check_header(path: Path) -> None:
+    """Raises CheckpointError for more names than any checkpoint has: reading them takes long."""
+    with open_plain(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: not a safetensors file of a checkpoint: a header of {length:,} bytes, "
+            f"at most {MAX_HEADER_BYTES:,} are read"
+        )
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """What a file lacks, or has in another form than a run's own state, as one CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path}: not the state of such a run ({why}); go on from an older checkpoint"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; CheckpointError for anything else."""
+    try:
+        value = json.loads(read_plain(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing; {path.parent} is not a whole checkpoint"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: unreadable ({error}); the checkpoint is damaged") from None
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: unreadable ({why}); the checkpoint is damaged") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object; the checkpoint is damaged")
     return value

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gpt.config import Config, contradictions
-from gpt.errors import UserError
+from gpt.errors import MOST_LINES, UserError
+from gpt.files import read_plain
 
 MAX_FILE_BYTES = 1_000_000
 MAX_DEPTH = 20  # a config needs 3; PyYAML takes minutes for thousands
@@ -217,16 +218,14 @@ def _read_yaml(path: Path) -> _Source:
 def _read_text(path: Path) -> str:
     """The file's text; UserError for a file that is missing, too large or no text."""
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
         raise UserError(f"--config: {path} does not exist{hint}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"--config: {path} cannot be read ({error}); give a YAML file") from None
-    if len(raw) > MAX_FILE_BYTES:
-        size = f"{len(raw):,} bytes, a config at most {MAX_FILE_BYTES:,}"
-        raise UserError(f"--config: {path} has {size}; is it one?")
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--config: {path} cannot be read ({why}); give a YAML file") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -317,7 +316,9 @@ def _validate(source: _Source, *, for_lint: bool) -> tuple[Config | None, list[_
         config: Config | None = Config.model_validate(values)
     except ValidationError as error:
         bad = {".".join(str(part) for part in e["loc"][:2]) for e in error.errors()}
-        problems = _one_a_key(_problem(source, dict(e)) for e in error.errors())
+        # Looking for what was meant takes a millisecond each; nobody reads the thousandth.
+        first = error.errors()[: 10 * MOST_LINES]
+        problems = _one_a_key(_problem(source, dict(e)) for e in first)
         healthy = {
             section: {key: v for key, v in keys.items() if f"{section}.{key}" not in bad}
             for section, keys in values.items()

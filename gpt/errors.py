@@ -1,7 +1,9 @@
 """Failures that a user can fix, and how a command ends; no other module decides exit codes."""
 
 import io
+import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,6 +13,11 @@ from types import FrameType
 
 EXIT_USER = 2
 EXIT_FINDINGS = 3
+MOST_LINES = 20
+LONGEST_LINE = 1200
+# What no terminal should be given: control characters, halves of a surrogate pair, signs that turn
+# the direction of what follows. They come with names and texts of strangers.
+_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _only_warnings = False
 
 
@@ -32,10 +39,38 @@ class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to stop
         self.exit_code = 128 + signal_number
 
 
+def shown(text: object) -> str:
+    """A text from outside, with `�` for what would control the page or terminal that shows it."""
+    return _UNSHOWABLE.sub("�", str(text).replace("\r\n", "\n"))
+
+
+def json_line(value: object) -> str:
+    """The value as JSON in a line, readable in any language, and nothing that controls a terminal.
+
+    Raises ValueError for numbers that are not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _UNSHOWABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def say(line: str = "", *, urgent: bool = False) -> None:
     """Prints a line for people (stderr); stdout stays free for text that is piped on."""
     if urgent or not _only_warnings or line.startswith("warning:"):
-        print(line, file=sys.stderr, flush=True)
+        print(shown(line), file=sys.stderr, flush=True)
+
+
+def say_errors(lines: Sequence[str]) -> None:
+    """Says what a user did wrong, a line each; of a flood the first, and of a long line its ends.
+
+    Names and values of a stranger's file stand in them: whatever it holds, they stay lines.
+    """
+    for line in lines[:MOST_LINES]:
+        line = " ".join(line.splitlines())
+        if len(line) > LONGEST_LINE:
+            line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
+        say(f"error: {line}")
+    if len(lines) > MOST_LINES:
+        say(f"and {len(lines) - MOST_LINES:,} more")
 
 
 @contextmanager
@@ -69,8 +104,7 @@ def run_command(
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
     except UserError as error:
-        for line in error.lines:
-            say(f"error: {line}")
+        say_errors(error.lines)
         return EXIT_USER
     except Stopped as stopped:
         return stopped.exit_code

@@ -1,14 +1,21 @@
-"""Files that are there whole or not at all, even if the power fails; and locks on folders."""
+"""Files that are there whole or not at all, even if the power fails; locks; files of strangers."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows: without locks, two writers are the user's own to avoid
     fcntl = None  # type: ignore[assignment]
+
+# Windows has neither: there are no pipes and no links to guard against that a stranger can place.
+_NO_WAIT, _NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
+_HOLLOW_BYTES, _HOLLOW_SHARE = 2**28, 16
 
 
 class HeldError(Exception):
@@ -40,14 +47,43 @@ def write_durably(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file to read; OSError for what is none, such as a pipe, which would never end."""
+    handle = os.open(path, os.O_RDONLY | _NO_WAIT)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """The content of a file; OSError for what is none, and for more than `limit` bytes."""
+    with open_plain(path) as file:
+        large = os.fstat(file.fileno()).st_size > limit
+        content = b"" if large else file.read(limit + 1)
+    if large or len(content) > limit:
+        raise OSError(errno.EFBIG, f"over {limit:,} bytes, the limit for this file", str(path))
+    return content
+
+
+def is_hollow(path: Path) -> bool:
+    """Whether a large file is mostly holes, which take no room on a disk and hours to read."""
+    found = path.stat()
+    stored = getattr(found, "st_blocks", found.st_size // 512) * 512
+    return found.st_size > _HOLLOW_BYTES and stored * _HOLLOW_SHARE < found.st_size
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Holds a lock file, which names this process; the system frees it however the process ends.
 
-    Raises HeldError if another process holds it and `wait` is false.
+    Raises HeldError if another process holds it and `wait` is false, OSError if it is a link: what
+    that leads to would be overwritten.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

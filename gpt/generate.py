@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -70,24 +71,27 @@ def generate(
     if samples < 1:
         raise UserError(f"samples {samples}: must be >= 1")
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-    rows = []
-    for index, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt, model.config.context_len)
-        rows += [Row(tokenizer, prompt, ids, sampling, seed, (index, n)) for n in range(samples)]
+    encoded = [encode_prompt(tokenizer, prompt, model.config.context_len) for prompt in prompts]
+    rows = (  # made when their turn comes: nobody waits for, or keeps, a million samples
+        Row(tokenizer, prompt, ids, sampling, seed, (index, n))
+        for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
+        for n in range(samples)
+    )
     decoder = Decoder(model)
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        yield from _run(decoder, rows[first : first + ROWS_AT_ONCE], sampling)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        yield from _run(decoder, batch, sampling)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context_len: int) -> list[int]:
     """The prompt's ids, at least one and at most a context; says so if the oldest are dropped."""
-    ids: list[int] = tokenizer.encode(prompt).tolist() or [tokenizer.eot_id]
-    if len(ids) > context_len:
+    encoded = tokenizer.encode(prompt)
+    if len(encoded) > context_len:
         say(
-            f"note: the prompt has {len(ids)} tokens, the model sees {context_len}; "
-            f"the oldest {len(ids) - context_len} are left out"
+            f"note: the prompt has {len(encoded)} tokens, the model sees {context_len}; "
+            f"the oldest {len(encoded) - context_len} are left out"
         )
-    return ids[-context_len:]
+    ids: list[int] = encoded[-context_len:].tolist()
+    return ids or [tokenizer.eot_id]
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ Judging it is `health`'s business; logs of other programs become a History in `f
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ from gpt.metrics import METRICS_NAME, Record, read_metrics
 Column = npt.NDArray[np.float64]
 # Records of ours are nested twice; a file may hold anything.
 _DEEPEST = 8
+MOST_COLUMNS = 4096
+LARGEST_STEP = 1e15  # beyond it, neighbouring steps are hard to tell apart
 Rows = npt.NDArray[np.bool_]
 
 
@@ -74,23 +77,35 @@ class TableRows:
 
     def __init__(self) -> None:
         """No rows yet."""
-        self._columns: dict[str, list[float]] = {"step": []}
+        self._columns: dict[str, array[float]] = {"step": array("d")}
+        self._rows: dict[str, array[int]] = {}
         self._count = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One more row; a record without a step is none."""
+        """One more row; a record without a step is none. Of too many columns the first are kept."""
         row = _flat(record)
-        if not math.isfinite(row.get("step", math.nan)):
+        if not abs(row.get("step", math.nan)) <= LARGEST_STEP:
             return
-        for name in row.keys() - self._columns.keys():
-            self._columns[name] = [math.nan] * self._count
-        for name, column in self._columns.items():
-            column.append(row.get(name, math.nan))
+        for name, value in row.items():
+            if name not in self._columns:
+                if len(self._columns) >= MOST_COLUMNS:
+                    continue
+                self._columns[name] = array("d")
+            if name != "step":
+                self._rows.setdefault(name, array("q")).append(self._count)
+            self._columns[name].append(value)
         self._count += 1
 
     def table(self) -> Table:
         """All rows so far."""
-        return Table({name: np.array(column) for name, column in self._columns.items()})
+        columns = {}
+        for name, values in self._columns.items():
+            if name == "step":
+                columns[name] = np.array(values)
+                continue
+            columns[name] = np.full(self._count, math.nan)
+            columns[name][np.array(self._rows[name])] = values
+        return Table(columns)
 
 
 @dataclass(frozen=True)
@@ -174,7 +189,7 @@ class HistoryLog:
     def add(self, record: Mapping[str, Any]) -> None:
         """One more line; one whose step is no number is left out."""
         kind, step = record.get("kind"), record.get("step", 0)
-        if not isinstance(step, int | float) or not math.isfinite(_float(step)):
+        if not isinstance(step, int | float) or not abs(_float(step)) <= LARGEST_STEP:
             return
         if kind == "event":
             self._events.append({"step": step, **record})

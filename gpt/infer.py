@@ -7,7 +7,7 @@
 This page opens the checkpoint and shows what comes out; the loop itself is `generate`.
 """
 
-import json
+import io
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ import torch
 
 from gpt.checkpoint import load_for_inference
 from gpt.device import DTYPES, pick_device, pick_dtype, set_threads
-from gpt.errors import UserError, say
+from gpt.errors import UserError, json_line, say, say_errors, shown
 from gpt.generate import Piece, Sampling, generate
 from gpt.model import GPT, count_parameters
 from gpt.rundir import find_checkpoint
@@ -81,27 +81,24 @@ def show(pieces: Iterable[Piece], prompts: list[str], request: Request) -> Itera
     Rows are generated side by side, and printed one after the other: the first one that is not
     finished streams, later ones wait. More than one row: each begins with a line that names it.
     """
-    order = [
-        (prompt, sample) for prompt in range(len(prompts)) for sample in range(request.samples)
-    ]
-    waiting: dict[tuple[int, int], list[Piece]] = {key: [] for key in order}
-    at = 0
-    begun = False
+    waiting: dict[tuple[int, int], list[Piece]] = {}
+    at, begun = (0, 0), False
     for piece in pieces:
-        waiting[piece.prompt_index, piece.sample].append(piece)
+        waiting.setdefault((piece.prompt_index, piece.sample), []).append(piece)
         finished = True
-        while finished and at < len(order):
+        while finished:
             finished = False
-            for ready in waiting[order[at]]:
+            for ready in waiting.pop(at, []):
                 if request.as_json:
                     _print_json(ready)
                 else:
-                    begun = begun or _begin(order[at], prompts, request)
+                    begun = begun or _begin(at, prompts, request)
                     _print_piece(ready)
                 finished = ready.completion is not None
-            waiting[order[at]].clear()
             if finished:
-                at, begun = at + 1, False
+                prompt, sample = at
+                last = sample + 1 == request.samples
+                at, begun = (prompt + 1, 0) if last else (prompt, sample + 1), False
         yield piece
 
 
@@ -114,12 +111,17 @@ def _begin(key: tuple[int, int], prompts: list[str], request: Request) -> bool:
         several.append(f"sample {sample + 1}/{request.samples}")
     if several:
         print(f"--- {', '.join(several)} ---")
-    print(clean_text(prompts[prompt]), end="", flush=True)
+    print(_for_reader(clean_text(prompts[prompt])), end="", flush=True)
     return True
 
 
 def _print_piece(piece: Piece) -> None:
-    print(piece.text, end="\n" if piece.completion else "", flush=True)
+    print(_for_reader(piece.text), end="\n" if piece.completion else "", flush=True)
+
+
+def _for_reader(text: str) -> str:
+    """Text as it is into a file or a pipe, to a terminal without what would control it."""
+    return shown(text) if sys.stdout.isatty() else text
 
 
 def _print_json(piece: Piece) -> None:
@@ -130,7 +132,7 @@ def _print_json(piece: Piece) -> None:
             "tokens": piece.completion.tokens,
             "finish_reason": piece.completion.finish_reason,
         }
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        print(json_line(row), flush=True)
 
 
 def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
@@ -143,6 +145,8 @@ def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
         import readline  # noqa: F401 (gives input() its line editing and history)
 
         say("A prompt a line; Ctrl-C stops a text, :q or Ctrl-D ends.")
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     while True:
         try:
             prompt = input("> " if at_terminal else "")
@@ -154,5 +158,4 @@ def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
         except KeyboardInterrupt:
             print(flush=True)
         except UserError as error:
-            for line in error.lines:
-                say(f"error: {line}")
+            say_errors(error.lines)

@@ -13,10 +13,13 @@ from typing import Any, NoReturn, TextIO
 from tqdm import tqdm
 
 from gpt.config import Config
-from gpt.files import write_durably
+from gpt.errors import UserError, shown
+from gpt.files import open_plain, read_plain, write_durably
 from gpt.trackers import Trackers, step_of
 
 METRICS_NAME = "metrics.jsonl"
+LINE_BYTES = 2**20  # a longer line is none of ours
+MOST_BYTES = 2**32
 Record = dict[str, Any]
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -103,16 +106,23 @@ def read_records(path: Path) -> list[Record]:
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
     """The whole lines of the file: as written, and read."""
     try:
-        content = path.read_bytes()
+        file = open_plain(path)
     except FileNotFoundError:
         return
-    for line in content.splitlines(keepends=True):
-        try:
-            record = _number(json.loads(line))
-        except (ValueError, RecursionError):  # torn, not UTF-8, or nested without end
-            continue
-        if isinstance(record, dict) and line.endswith(b"\n"):
-            yield line, record
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    with file:
+        whole = True
+        while line := file.readline(LINE_BYTES):
+            begins, whole = whole, line.endswith(b"\n")
+            if not (begins and whole):
+                continue
+            try:
+                record = _number(json.loads(line))
+            except (ValueError, RecursionError):  # torn, not UTF-8, or nested without end
+                continue
+            if isinstance(record, dict):
+                yield line, record
 
 
 def truncate_after(run_dir: Path, step: int) -> None:
@@ -121,12 +131,21 @@ def truncate_after(run_dir: Path, step: int) -> None:
     The file is replaced as a whole: a crash leaves the old one or the new one.
     """
     path = run_dir / METRICS_NAME
-    if not path.exists():
+    try:
+        written = read_plain(path, MOST_BYTES)
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise _unreadable(path, error) from None
     kept = b"".join(line for line, record in _lines(path) if _step(record) <= step)
-    if kept == path.read_bytes():
-        return
-    write_durably(path, kept)
+    if kept != written:
+        write_durably(path, kept)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be read ({error.strerror}); move it away, the run goes on without it"
+    )
 
 
 def _step(record: Mapping[str, Any]) -> float:
@@ -184,7 +203,7 @@ class Console:
         if self._title and not text.startswith("warning:"):
             return
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(shown(text), file=self._stream)
         else:
             self._print(text)
 
@@ -194,7 +213,7 @@ class Console:
             self._bar.close()
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(shown(text), file=self._stream, flush=True)
 
     def __enter__(self) -> "Console":
         return self

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt.config import Config, Section
 from gpt.errors import UserError
-from gpt.files import write_durably
+from gpt.files import read_plain, write_durably
 
 RatePolicy = Literal["keep", "extend", "rewarm", "override"]
 POLICIES: tuple[RatePolicy, ...] = get_args(RatePolicy)
@@ -156,7 +156,7 @@ def read_record(run: Path) -> list[RateChange]:
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
             raise _damaged(path, f"over {MAX_RECORD_BYTES:,} bytes")
-        changes = _RECORD.validate_json(path.read_bytes())
+        changes = _RECORD.validate_json(read_plain(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -22,7 +22,7 @@ from gpt.checkpoint import (
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.errors import UserError, say
-from gpt.files import HeldError, locked, write_durably
+from gpt.files import HeldError, locked, read_plain, write_durably
 from gpt.metrics import truncate_after
 from gpt.ratepolicy import KeyChange, RatePolicy, check_changes, write_record
 
@@ -36,6 +36,7 @@ FREE_KEYS = re.compile(
     r"|train\.(device|compile|dtype|micro_batch_size|max_time_s)"
 )
 FIXED_RUN_KEYS = {"run.seed"}
+MAX_BEST_BYTES = 10_000
 
 
 def run_path(config: Config) -> Path:
@@ -83,6 +84,7 @@ def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None
     path = run_path(config)
     if path.exists() and not path.is_dir():
         raise UserError(f"run.name: {path} is a file; choose another --run.name")
+    check_plain(path)
     started = checkpoint_folders(path)
     if resume == "must" and not started:
         raise UserError(
@@ -108,6 +110,21 @@ def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None
         child.name not in {".lock", "checkpoints"} for child in path.iterdir()
     ):
         raise UserError(f"run.name: {path} exists and is not a run; choose another --run.name")
+
+
+def check_plain(run: Path) -> None:
+    """Raises UserError for a link, pipe or device in a run's directory, to which it would write.
+
+    The folder of the checkpoints alone may be a link, to another disk.
+    """
+    for folder in (run, run / "checkpoints"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            linked = path.is_symlink() and not (path.name == "checkpoints" and path.is_dir())
+            if linked or not (path.is_dir() or path.is_file()):
+                raise UserError(
+                    f"{path}: a link, a pipe or a device, where a run writes files of its own; "
+                    "remove it, or choose another --run.name"
+                )
 
 
 def check_new(config: Config, rate: RatePolicy) -> None:
@@ -227,8 +244,9 @@ def start_afresh(run: Path, config: Config) -> None:
 
 def _best_folder(run: Path) -> Path | None:
     try:
-        name = json.loads((run / "checkpoints" / "best.json").read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+        best = read_plain(run / "checkpoints" / "best.json", MAX_BEST_BYTES)
+        name = json.loads(best)["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     folder = run / "checkpoints" / Path(str(name)).name
     return folder if folder in checkpoint_folders(run) else None

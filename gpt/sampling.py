@@ -111,9 +111,12 @@ def _draw_plain(logits: npt.NDArray[np.float32], temperature: float, draw: float
 def penalize(logits: Tensor, penalty: float, occurred: list[list[int]]) -> Tensor:
     """Makes tokens that occurred less likely (more, for a penalty below 1)."""
     logits = logits.clone()
+    largest = torch.finfo(logits.dtype).max
     for row, ids in zip(logits, occurred, strict=True):
         seen = torch.tensor(list(set(ids)), device=logits.device)
-        row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+        likely = row[seen].double()  # any penalty is finite in it; infinity would be a broken model
+        changed = torch.where(likely > 0, likely / penalty, likely * penalty)
+        row[seen] = changed.clamp(-largest, largest).to(logits.dtype)
     return logits
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpt.errors import UserError
+from gpt.files import is_hollow, open_plain
 
 MAGIC, VERSION = b"GPTSHARD", 1
 HEADER_BYTES = 128
@@ -154,7 +155,9 @@ class ShardWriter:
 def open_split(
     folder: Path, meta: SplitMeta, vocab_size: int, fingerprints: tuple[str, str]
 ) -> Split:
-    """Maps the shards of one side, after checking size, SHA-256 and header of each."""
+    """Maps the shards of one side, after checking size, SHA-256, header and ids of each."""
+    if len({shard.name for shard in meta.shards}) < len(meta.shards):
+        raise UserError(f"{folder}: damaged: meta.json names a shard twice")
     arrays = [_open_shard(folder, shard, vocab_size, fingerprints) for shard in meta.shards]
     ends = np.cumsum([array.size for array in arrays], dtype=np.int64)
     if sum(array.size for array in arrays) != meta.n_tokens:
@@ -168,11 +171,13 @@ def _open_shard(
     path = folder / meta.name
     try:
         size = path.stat().st_size
+        if path.is_symlink() or is_hollow(path):
+            raise UserError(f"{path}: damaged: a link, or mostly holes; build the data again")
         if size != meta.size:
             raise UserError(f"{path}: damaged: {size} bytes instead of {meta.size}")
         if hash_file(path) != meta.sha256:
             raise UserError(f"{path}: damaged: its SHA-256 is not that of meta.json")
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             header = file.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -182,13 +187,23 @@ def _open_shard(
     )
     if header[: _HEADER.size] != expected or size != HEADER_BYTES + meta.n_tokens * dtype.itemsize:
         raise UserError(f"{path}: its header is not that of meta.json's tokenizer, text and count")
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(meta.n_tokens,))
+    try:
+        ids = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(meta.n_tokens,))
+    except (OSError, ValueError) as error:  # an empty one cannot be mapped
+        raise UserError(f"{path}: cannot be mapped: {error}; build the data again") from None
+    for start in range(0, len(ids), HASH_BYTES):
+        if int(ids[start : start + HASH_BYTES].max()) >= vocab_size:
+            raise UserError(
+                f"{path}: holds ids that are not below the vocabulary's {vocab_size}; "
+                "build the data again"
+            )
+    return ids
 
 
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(HASH_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gpt.config import DataConfig
 from gpt.errors import UserError
+from gpt.files import open_plain
 from gpt.tokenizer import clean_text
 
 STDLIB = "python-stdlib"
@@ -166,7 +167,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)()
     offset, first = 0, True
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             while True:
                 raw = file.read(READ_BYTES)
                 pending = len(decoder.getstate()[0])
@@ -248,15 +249,18 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
             f"{path}: reading .parquet needs pyarrow; install the extra: pip install 'pyarrow'"
         ) from None
     try:
-        with pq.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                raise _no_field(str(path), field, file.schema_arrow.names)
+        with open_plain(path) as raw, pq.ParquetFile(raw) as file:
+            names = file.schema_arrow.names
+        if field not in names:
+            raise _no_field(str(path), field, names)
+        # As a dictionary where the file has one: a text that it repeats is then there once.
+        with open_plain(path) as raw, pq.ParquetFile(raw, read_dictionary=[field]) as file:
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0).to_pylist():
+                for value in batch.column(0):
                     number += 1
                     where = f"{path}: row {number}"
-                    yield where, _text_of(value, where, field)
+                    yield where, _text_of(value.as_py(), where, field)
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable .parquet file: {why}; write it again") from None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gpt.config import TokenizerConfig, is_tokenizer_kind
 from gpt.errors import UserError, say
+from gpt.files import read_plain
 from gpt.ranks import (
     KNOWN,
     MAX_VOCAB,
@@ -31,6 +32,7 @@ from gpt.ranks import (
 Ids = npt.NDArray[np.uint32]
 JSON_FILE, RANKS_FILE = "tokenizer.json", "tokenizer.tiktoken"
 MAX_FILE_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 16 * 2**20  # every character there is, each escaped, is less
 MAX_SPACES = 100_000  # longer runs of whitespace overflow the stack of tiktoken's regex engine
 
 
@@ -114,7 +116,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads what `save` wrote; checks sizes, types, ranges: the folder may be a stranger's."""
     path = folder / JSON_FILE
     try:
-        meta = json.loads(read_bounded(path))
+        meta = json.loads(read_bounded(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError):
         raise _damaged(path, "not valid JSON") from None
     if not isinstance(meta, dict) or meta.get("format") != 1:
@@ -237,12 +239,8 @@ def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     try:
         if path.resolve().parent != path.parent.resolve() or not path.is_file():
             raise UserError(f"{path}: missing, or not a plain file inside its folder; restore it")
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        return read_plain(path, limit)
+    except RuntimeError:  # Python until 3.13 says so of a link that leads to itself
+        raise UserError(f"{path}: a link that leads to itself; restore the file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from None
-    if len(content) > limit:
-        raise UserError(
-            f"{path}: larger than {limit} bytes, the limit for this file; is it the right one?"
-        )
-    return content

@@ -30,6 +30,7 @@ LAYERS = [
         "sampling",
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
+    | {"saved"}
     | {"health.finding", "report", "gauges", "machine"},
     {"foreign.sheet"},
     {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"}
@@ -70,6 +71,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Within one layer, a part may stand on another; each pair is listed, so that none is by accident.
 WITHIN = {
     ("configfile", "config"),
+    ("configfile", "files"),
     ("tokenizer", "ranks"),
     ("sources", "tokenizer"),
     ("corpus", "sources"),

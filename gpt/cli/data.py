@@ -1,13 +1,12 @@
 """The command `gpt-data`: builds shards, describes them, makes a tokenizer."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.configfile import knobs_help, load_config, split_overrides
-from gpt.errors import UserError, run_command, say
+from gpt.errors import UserError, json_line, run_command, say, shown
 
 if TYPE_CHECKING:
     from gpt.config import Config
@@ -51,11 +50,11 @@ def _info(folder: Path, *, as_json: bool) -> None:
         raise UserError(f"{folder}: not a data folder (it holds no meta.json); {hint}")
     facts = describe(open_folder(folder))
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json_line(facts))
         return
     tokenizer = facts["tokenizer"]
-    print(f"source       {facts['source']}")
-    print(f"split        {facts['split']}")
+    print(f"source       {shown(facts['source'])}")
+    print(f"split        {shown(facts['split'])}")
     print(f"tokenizer    {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids")
     print(f"fingerprint  {facts['fingerprint']}\n")
     print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}{'shards':>8}")
@@ -113,7 +112,7 @@ def _tokenizer(config: "Config", out: Path | None) -> None:
     n_bytes, n_tokens = _compression(tokenizer, corpus.texts(train_only=False))
     text = f"{corpus.name}: {corpus.n_documents:,} documents, {corpus.n_bytes:,} bytes"
     ids = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eot_id}"
-    print(f"text             {text}\ntokenizer        {ids}")
+    print(f"text             {shown(text)}\ntokenizer        {ids}")
     print(f"bytes per token  {n_bytes / n_tokens:.3f}")
     print(f"longest tokens   {'  '.join(map(repr, _longest(tokenizer)))}")
     print(f"saved in         {folder}")

@@ -10,6 +10,7 @@ from typing import NoReturn
 from gpt.errors import UserError, run_command
 
 MAX_PROMPT_BYTES = 64 * 2**20
+MAX_PROMPTS = 100_000
 
 EPILOG = """\
 The prompt is echoed, then the text follows as it is generated. Several prompts or samples: each
@@ -68,9 +69,13 @@ def _infer(argv: Sequence[str]) -> None:
 
 def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     """The prompts, or None for the interactive mode."""
-    if arguments.interactive:
+    if arguments.interactive and sys.stdin is not None:
         return None
     if arguments.prompt == "-":
+        if sys.stdin is None:
+            raise UserError(
+                "--prompt -: stdin is closed; pipe a text into it, or give --prompt TEXT"
+            )
         return [_decode(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin").removesuffix("\n")]
     if arguments.prompt is not None:
         return [arguments.prompt]
@@ -95,6 +100,8 @@ def _read_prompts(path: Path) -> list[str]:
     lines = _decode(data, f"--prompts {path}").removesuffix("\n").split("\n")
     if not data:
         raise UserError(f"--prompts: {path} is empty; give one prompt a line")
+    if len(lines) > MAX_PROMPTS:
+        raise UserError(f"--prompts: {path}: {len(lines):,} lines; give at most {MAX_PROMPTS:,}")
     return [line.removesuffix("\r") for line in lines]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.configfile import Override, dump_config, free_copy, load_config
-from gpt.errors import UserError, say
+from gpt.errors import UserError, json_line, say
 
 if TYPE_CHECKING:
     from gpt.config import Config
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
     if target is not None and found.lr is not None:
         _apply(config, found, target)
     if arguments.json:
-        print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+        print(json_line(answer))
     else:
         print("\n".join(found.lines()))
     say(f"details  {out / 'lr_find.json'}, {out / 'lr_find.png'}")

@@ -1,7 +1,6 @@
 """The command `gpt-lr plan`: a run before its first step, on a page."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt.configfile import Override, load_config
-from gpt.errors import UserError, say
+from gpt.errors import UserError, json_line, say
 from gpt.ratepolicy import POLICIES
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
             write(plan, path)
             say(f"wrote {path}")
     if arguments.json:
-        print(json.dumps(plan.as_json(), ensure_ascii=False))
+        print(json_line(plan.as_json()))
     else:
         print("\n".join(page(plan, shutil.get_terminal_size((PLOT_WIDTH, 24)).columns)))
 

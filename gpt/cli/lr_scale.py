@@ -1,7 +1,6 @@
 """The command `gpt-lr scale`: a config at another batch, width, depth or length, step by step."""
 
 import argparse
-import json
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.configfile import Override, dump_config, free_copy, load_config
-from gpt.errors import UserError, say
+from gpt.errors import UserError, json_line, say
 
 if TYPE_CHECKING:
     from gpt.config import Config
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
 
     scaled = scale(config, **sizes, rule=arguments.rule)
     if arguments.json:
-        print(json.dumps(as_json(scaled), ensure_ascii=False))
+        print(json_line(as_json(scaled)))
     else:
         print("\n".join(page(scaled)))
     if target is not None:

@@ -1,13 +1,13 @@
 """The command `gpt-lr suggest`: published estimates of the rate, never one without the others."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt.configfile import Override, load_config
+from gpt.errors import json_line
 
 if TYPE_CHECKING:
     from gpt.lr.suggest import Estimate, Suggestions
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
 
     suggestions = suggest(config)
     if arguments.json:
-        print(json.dumps(suggestions.as_json(), ensure_ascii=False))
+        print(json_line(suggestions.as_json()))
     else:
         print("\n".join(page(suggestions, arguments.config)))
 

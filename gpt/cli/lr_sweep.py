@@ -1,7 +1,6 @@
 """The command `gpt-lr sweep`: full runs at several rates. Imports torch only when work begins."""
 
 import argparse
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt.configfile import Override, load_config
-from gpt.errors import UserError, say
+from gpt.errors import UserError, json_line, say
 from gpt.lr.rates import MAX_LR, rate_text
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
         )
     ledger = run_sweep(sweep)
     if arguments.json:
-        print(json.dumps(ledger.answer(), ensure_ascii=False, allow_nan=False))
+        print(json_line(ledger.answer()))
     else:
         print("\n".join(table(ledger.verdict)))
     for line in report_lines(sweep, ledger.verdict):

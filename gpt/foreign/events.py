@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import UserError
+from gpt.files import open_plain
 from gpt.foreign.lines import check_size, unreadable
 from gpt.foreign.sheet import Sheet
 
@@ -19,6 +20,7 @@ MARK = "tfevents"
 _VERSION = b"brain.Event:"
 _LOSSES = ("loss", "val_loss", "ppl", "val_ppl", "val_bpb")
 _HEADER_BYTES, _CHECKSUM_BYTES = 12, 4
+_MOST_RECORD_BYTES = 2**24  # longer ones are pictures, sounds, graphs
 # TensorFlow's numbers of the types, where a tensor keeps such values, and their layout as bytes.
 _KINDS = {1: ("float_val", "<f"), 2: ("double_val", "<d"), 3: ("int_val", "<i")}
 _KINDS |= {9: ("int64_val", "<q"), 19: ("half_val", "<e")}
@@ -102,15 +104,18 @@ def _records(file: Path) -> Iterator[bytes]:
     The checksums are not looked at: in Python they take longer than all the rest, and content that
     is damaged does not parse.
     """
-    with file.open("rb") as handle:
+    with open_plain(file) as handle:
         left = file.stat().st_size
         while len(header := handle.read(_HEADER_BYTES)) == _HEADER_BYTES:
             length = int.from_bytes(header[:8], "little")
             left -= _HEADER_BYTES + length + _CHECKSUM_BYTES
             if left < 0:
                 return
-            yield handle.read(length)
-            handle.seek(_CHECKSUM_BYTES, os.SEEK_CUR)
+            if length <= _MOST_RECORD_BYTES:
+                yield handle.read(length)
+                handle.seek(_CHECKSUM_BYTES, os.SEEK_CUR)
+            else:
+                handle.seek(length + _CHECKSUM_BYTES, os.SEEK_CUR)
 
 
 def _scalar(value: Any) -> float | None:  # noqa: ANN401 (a protocol buffer)

@@ -12,6 +12,8 @@ from gpt.foreign.sheet import Sheet
 
 # A document is read as a whole, which takes many times its size.
 MOST_DOCUMENT_BYTES = 64 * 2**20
+# What each of its objects and lists takes; a log of 64 MiB has some hundred thousand.
+MOST_CONTAINERS = 3_000_000
 _DEEPEST = 8
 # The Trainer's last line sums up the whole training, its first may be an evaluation before it.
 _SUMMARY = "train_runtime"
@@ -84,7 +86,11 @@ def read_document(path: Path, encoding: str) -> tuple[Sheet, str]:
             f"one JSON value of {size / 2**20:,.0f} MiB, at most {MOST_DOCUMENT_BYTES >> 20} MiB "
             "are read at once (files of one object a line may be longer)",
         )
-    value = parse(path.read_text(encoding=encoding, errors="replace"))
+    text = path.read_text(encoding=encoding, errors="replace")
+    if text.count("[") + text.count("{") > MOST_CONTAINERS:
+        raise unreadable(path, f"more than {MOST_CONTAINERS:,} lists and objects are in it")
+    value = parse(text)
+    del text
     if isinstance(value, dict) and isinstance(value.get("log_history"), list):
         return _trainer_state(value), "trainer_state"
     if isinstance(value, dict):

@@ -1,11 +1,11 @@
 """The report for programs: one JSON object, strictly valid."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gpt.errors import json_line
 from gpt.report.compare import compare
 from gpt.report.judged import Judged
 
@@ -28,7 +28,7 @@ def answer(runs: Sequence[Judged], probe: Mapping[str, Any] | None = None) -> st
             ],
             "comparison": comparison.record(),
         }
-    return json.dumps(strict(told), ensure_ascii=False, allow_nan=False)
+    return json_line(strict(told))
 
 
 def run_answer(judged: Judged) -> dict[str, Any]:

@@ -2,24 +2,20 @@
 
 import html
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from gpt.errors import shown
+
+__all__ = ["Html", "data_block", "shown", "table", "tag", "together"]
+
 _VOID = frozenset({"meta", "input", "br", "link"})
-# What no page and no terminal should be given: control characters, halves of a surrogate pair.
-_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 class Html(str):
     """Text that is markup already."""
 
     __slots__ = ()
-
-
-def shown(text: object) -> str:
-    """A text from outside, with `�` for what would control the page or terminal that shows it."""
-    return _UNSHOWABLE.sub("�", str(text).replace("\r\n", "\n"))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:

@@ -3,7 +3,6 @@
 The run's directory is only read, so a run that is still going needs no lock.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import torch
 from gpt.build import assemble
 from gpt.checkpoint import (
     MANIFEST,
-    MAX_JSON_BYTES,
     CheckpointError,
+    read_json,
     restore_checkpoint,
     verify_checkpoint,
 )
@@ -146,9 +145,7 @@ def _device_of(config: Config) -> torch.device:
 
 def _dtype_of(folder: Path) -> torch.dtype:
     path = folder / "state.json"
-    name = None
-    if path.stat().st_size <= MAX_JSON_BYTES:
-        name = json.loads(path.read_text(encoding="utf-8")).get("dtype")
+    name = read_json(path).get("dtype")
     for dtype in DTYPES.values():
         if str(dtype) == f"torch.{name}":
             return dtype

@@ -221,7 +221,7 @@ def events(history: History) -> Html | None:
     rows: list[list[object]] = [
         [_number(event.get("step")), _value(event.get("event")), _detail_text(event)]
         for event in history.events
-        if event.get("event") not in told
+        if str(event.get("event")) not in told
     ]
     rows += _rate_changes(history)
     kept = [rows[index] for index in _some(len(rows), MOST_ROWS)]

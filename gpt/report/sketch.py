@@ -87,7 +87,7 @@ def _axes(frame: _Frame, *, is_log: bool) -> list[Html]:
     drawn = []
     for value in _even(frame.y_ends) if is_log else _round(frame.y_ends):
         height = f"{frame.y(value):.1f}"
-        shown = f"{10**value:.2g}" if is_log else f"{value:.3g}"
+        shown = f"{10 ** min(value, 308):.2g}" if is_log else f"{value:.3g}"
         drawn.append(tag("path", d=f"M{_LEFT} {height}H{_WIDTH - _RIGHT}", class_="grid"))
         drawn.append(tag("text", shown, x=_LEFT - 6, y=height, class_="tick y"))
     for value in _round(frame.x_ends):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt.config import Config
+from gpt.files import open_plain
 from gpt.history import History
 from gpt.metrics import Record
 
@@ -54,7 +55,7 @@ def is_running(run: Path) -> bool:
     The run's own process, which asks once it has trained, is no other.
     """
     try:
-        with (run / ".lock").open("rb") as lock:
+        with open_plain(run / ".lock") as lock:
             holder = lock.read(20).strip()
             if fcntl is None or not holder or holder == str(os.getpid()).encode():
                 return False

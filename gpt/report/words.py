@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gpt.errors import shown
 from gpt.health.finding import Finding
 from gpt.metrics import duration
 from gpt.report.config_keys import unique_names
@@ -48,7 +49,7 @@ def verdict(judged: Judged) -> str:
 def progress(judged: Judged) -> str:
     """Where a run is, in one line."""
     summary = judged.summary
-    parts = [f"{judged.name}: {_where(summary)}"]
+    parts = [f"{shown(judged.name)}: {_where(summary)}"]
     if summary.train_loss is not None:
         parts.append(f"train {summary.train_loss:.4f}")
     if summary.val_loss is not None:
