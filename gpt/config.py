@@ -41,7 +41,12 @@ def _with_default(given: object, default: dict[str, Any], *others: str) -> objec
     return given
 
 
-Int = Annotated[int, BeforeValidator(_no_bool)]
+# Beyond these, numbers stop to mean what they say: a count is no longer one of 64 bits, and what is
+# added to a sum of fp32, or divides by it, is 0 there.
+MOST = 2**63 - 1
+LEAST_RATE = 1e-30
+
+Int = Annotated[int, BeforeValidator(_no_bool), Field(le=MOST)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
@@ -62,9 +67,7 @@ class RunConfig(Section):
         description="name of the run; its directory is run.dir/run.name",
     )
     dir: str = Field("runs", min_length=1, description="folder that holds the run directories")
-    seed: Int = Field(
-        1337, ge=0, lt=2**63, description="seed of the weights, the data order and the samples"
-    )
+    seed: Int = Field(1337, ge=0, description="seed of the weights, the data order and the samples")
 
 
 class DataConfig(Section):
@@ -120,12 +123,13 @@ class ModelConfig(Section):
     n_layer: Int = Field(4, ge=1, le=1000, description="blocks")
     n_head: Int = Field(4, ge=1, le=1024, description="attention heads a block")
     n_kv_head: Int | None = Field(
-        None, ge=1, description="heads for keys and values; null: n_head (no grouping)"
+        None, ge=1, le=1024, description="heads for keys and values; null: n_head (no grouping)"
     )
     n_embd: Int = Field(128, ge=1, le=65536, description="width: features of a token")
     n_hidden: Int | None = Field(
         None,
         ge=1,
+        le=1_048_576,
         description="features inside the MLP; null: 4 x n_embd, for swiglu 8/3 x n_embd rounded "
         "up to a multiple of 32",
     )
@@ -136,9 +140,9 @@ class ModelConfig(Section):
     position: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: added vectors (GPT-2); rotary: turned q and k (LLaMA)"
     )
-    rope_theta: Float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
+    rope_theta: Float = Field(10000.0, ge=1, le=1e12, description="base of the rotary wavelengths")
     norm: Literal["layernorm", "rmsnorm"] = Field("rmsnorm", description="normalisation")
-    norm_eps: Float = Field(1e-5, gt=0, description="added under the norm's root")
+    norm_eps: Float = Field(1e-5, ge=1e-30, le=1, description="added under the norm's root")
     activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = Field(
         "relu2", description="MLP's activation; gelu_tanh is GPT-2's, swiglu LLaMA's"
     )
@@ -158,18 +162,21 @@ class ModelConfig(Section):
     mup_base_width: Int | None = Field(
         None,
         ge=1,
+        le=65536,
         description="muP: the n_embd at which lr was chosen; rates, initialisation, attention and "
         "logits are scaled so that it holds at this n_embd. null: no scaling",
     )
     mup_base_depth: Int | None = Field(
         None,
         ge=1,
+        le=1000,
         description="CompleteP: the n_layer at which lr was chosen; residual branches are scaled "
         "by mup_base_depth / n_layer. Needs mup_base_width. null: no scaling",
     )
     mup_base_head_dim: Int | None = Field(
         None,
         ge=1,
+        le=65536,
         description="muP: the head size (n_embd / n_head) at which lr was chosen; q·k is scaled by "
         "its root / head size. null: heads keep their size, only their number grows with n_embd",
     )
@@ -218,24 +225,33 @@ class OptimizerConfig(Section):
         "adamw",
         description="update rule; muon: Muon for hidden matrices, AdamW for everything else",
     )
-    lr: Float = Field(3e-4, gt=0, le=1e3, description="peak learning rate")
+    lr: Float = Field(3e-4, ge=LEAST_RATE, le=1e3, description="peak learning rate")
     lr_batch_size: Int | None = Field(
         None,
         ge=1,
+        le=10**7,
         description="train.batch_size that lr was chosen at, if it was another; changes nothing, "
         "but the plan warns and says what lr becomes",
     )
     adamw_lr: Float | None = Field(
-        None, gt=0, le=1e3, description="muon only: peak rate of its AdamW part; null: lr"
+        None,
+        ge=LEAST_RATE,
+        le=1e3,
+        description="muon only: peak rate of its AdamW part; null: lr",
     )
     betas: tuple[
         Annotated[Float, Field(ge=0, lt=1)],
         Annotated[Float, Field(ge=0, lt=1)],
     ] = Field((0.9, 0.95), description="adam, adamw, muon's AdamW part: decay of the two averages")
-    eps: Float = Field(1e-8, gt=0, description="adam, adamw: added to the update's denominator")
+    eps: Float = Field(
+        1e-8,
+        ge=1e-30,
+        le=1e3,
+        description="adam, adamw: added to the update's denominator",
+    )
     momentum: Float = Field(0.95, ge=0, lt=1, description="sgd, muon: decay of the average")
     weight_decay: Float = Field(
-        0.1, ge=0, description="decay; coupled in sgd and adam, decoupled in the others"
+        0.1, ge=0, le=1e3, description="decay; coupled in sgd and adam, decoupled in the others"
     )
     decay_on: Literal["matrices", "all"] = Field(
         "matrices", description="which parameters decay; matrices leaves out norms and biases"
@@ -261,7 +277,10 @@ class ScheduleConfig(Section):
         "steps)",
     )
     start_factor: Float = Field(
-        0.1, gt=0, le=1, description="share of lr that step 0 uses; hf_cosine starts at 0 instead"
+        0.1,
+        ge=1e-9,
+        le=1,
+        description="share of lr that step 0 uses; hf_cosine starts at 0 instead",
     )
     min_lr: Float | None = Field(
         None,
@@ -313,8 +332,10 @@ class TrainConfig(Section):
     max_steps: Int | None = Field(
         None, ge=1, le=10**9, description="optimizer steps; 2000 where no such limit is given"
     )
-    max_tokens: Int | None = Field(None, ge=1, description="tokens trained on")
-    max_epochs: Float | None = Field(None, gt=0, description="passes over the training text")
+    max_tokens: Int | None = Field(None, ge=1, le=10**18, description="tokens trained on")
+    max_epochs: Float | None = Field(
+        None, gt=0, le=1e9, description="passes over the training text"
+    )
     max_time_s: Float | None = Field(
         None, gt=0, description="seconds of training; stops early, the schedule stays as planned"
     )

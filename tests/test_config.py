@@ -280,7 +280,7 @@ def test_empty_files_are_the_defaults(tmp_path, text):
         ("run: {name: !!python/name:os.system ''}\n", "run.name"),
         ("[" * 20_000, ""),
         ("run: " + "{a: " * 20_000, ""),
-        ("x" * 2_000_000, "is it one?"),
+        ("x" * 2_000_000, "over 1,000,000 bytes"),
         ("? [a, b]\n: c\n", ""),
         ("run: {? {a: b} : c}\n", ""),
         ("1: 2\n", ""),

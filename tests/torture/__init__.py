@@ -14,7 +14,11 @@ from pathlib import Path
 
 MODULES = {
     1: "kill_training",
+    2: "kill_saving",
     3: "resume_everywhere",
+    9: "two_writers",
+    13: "broken_numbers",
+    15: "any_schedule",
 }
 SEED = 2026
 
