@@ -12,12 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt.checkpoint import CheckpointError, load_for_inference, verify_checkpoint
+from gpt.configfile import load_config
 from gpt.errors import UserError
+from gpt.generate import Sampling, generate
+from gpt.metrics import read_metrics
 from gpt.rundir import find_checkpoint
 from gpt.train import train
 from tests.conftest import ConfigMaker
 
 CPU = torch.device("cpu")
+FIXTURES = Path(__file__).parent / "fixtures"
+OTHER_PROCESSOR = 1e-5  # how far a loss may be off where another one adds in another order
 
 
 @pytest.fixture
@@ -176,3 +181,37 @@ def test_find_checkpoint_says_what_is_missing(tmp_path: Path, checkpoint: Path) 
         find_checkpoint(None, tmp_path / "empty")
     runs = checkpoint.parents[2]
     assert find_checkpoint(None, None, runs) == checkpoint
+
+
+@pytest.fixture(params=["checkpoint-v1"])
+def old_run(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A run that an older version of this program was killed in after step 4, beside its text."""
+    shutil.copytree(FIXTURES / request.param, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    shutil.copytree("run", "runs/tiny")
+    return tmp_path / "old"
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_would_have(old_run: Path) -> None:
+    expected = json.loads((old_run / "expected.json").read_text(encoding="utf-8"))
+    run = old_run / "runs" / "tiny"
+    before = read_metrics(run)
+    train(load_config(run / "config.yaml"), "must")
+    records = read_metrics(run)
+    assert [r for r in records if r in before] == before, "what was logged stays as it was"
+    for kind, key in (("train", "loss"), ("val", "val_loss")):
+        logged = {str(r["step"]): r[key] for r in records if key in r and r["step"] > 4}
+        assert logged == pytest.approx(expected[kind], rel=OTHER_PROCESSOR)
+
+
+def test_a_checkpoint_of_an_older_version_infers_as_it_did(old_run: Path) -> None:
+    expected = json.loads((old_run / "expected.json").read_text(encoding="utf-8"))
+    model, tokenizer = load_for_inference(find_checkpoint(old_run / "runs" / "tiny", None), CPU)
+    prompt = expected["prompt"]
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer.encode(prompt).tolist()]))[0, -1]
+    assert logits.tolist() == pytest.approx(expected["logits"], abs=1e-6)
+    pieces = generate(model, tokenizer, [prompt], Sampling(max_tokens=12, temperature=0))
+    assert "".join(piece.text for piece in pieces) == expected["greedy"]
