@@ -2,10 +2,11 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
-from gpt.errors import Stopped, say
+from gpt.errors import Stopped
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,8 +49,15 @@ class StopRequest:
             raise Stopped(self.number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if self.number is not None:
+            _say_now(f"{name}: ended at once; what was saved before is whole")
             os._exit(128 + number)
         self.number = number
-        name = signal.Signals(number).name
-        say(f"{name}: saving after this step; once more ends at once, without saving", urgent=True)
+        _say_now(f"{name}: saving after this step; once more ends at once, without saving")
+
+
+def _say_now(line: str) -> None:
+    """To stderr past Python's buffer, in which the signal may have interrupted a print."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())

@@ -2,22 +2,25 @@
 
 from pathlib import Path
 
-from gpt.broken import skip_broken
+from gpt.broken import skip_broken, stop_if_broken
 from gpt.build import build_training, continue_or_start
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
 from gpt.data import Batches, Split, TokenData, open_data
 from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_threads
+from gpt.ending import (
+    STOPPED,
+    in_words,
+    reached_limit,
+    reached_patience,
+    report,
+    telling_where_it_stands,
+)
 from gpt.errors import UserError, say
 from gpt.generate import Sampling, generate
 from gpt.guard import SpikeGuard
-from gpt.health.diagnose import verdict
-from gpt.history import read_run
-from gpt.metrics import duration
-from gpt.plot import plot_run
 from gpt.ratepolicy import RatePolicy
 from gpt.record import Recorder, note_evaluation
-from gpt.report.page import write_report
 from gpt.resume import find_start
 from gpt.rundir import Resume, locked_run, save_run
 from gpt.schedule import Plan
@@ -45,7 +48,7 @@ def train(
     keep_freed_memory()
     if not title and (busy := busy_warning()):
         say(f"warning: {busy}")
-    with locked_run(config, resume, rate) as run:
+    with locked_run(config, resume, rate) as run, telling_where_it_stands(run):
         data = data or open_data(config)
         start = find_start(run, config, rate)
         config = start.config
@@ -65,7 +68,7 @@ def train(
             )
             recorder.begin(data)
             ending = train_until_end(run, training, plan, batches, data.val, recorder, stop)
-            recorder.end(ending)
+            recorder.end(in_words(ending, training, plan))
         report(run, training, plan, ending)
         stop.raise_if_requested()
 
@@ -79,7 +82,7 @@ def train_until_end(
     recorder: Recorder,
     stop: StopRequest,
 ) -> str:
-    """Runs steps until a limit, patience or a signal ends it; returns which it was, in words.
+    """Runs steps until a limit, patience or a signal ends it; returns which it was.
 
     Evaluating and saving come before the step, so that a resumed run takes up what was due.
     """
@@ -93,19 +96,20 @@ def train_until_end(
         step, limit = progress.step, reached_limit(config, plan, progress.step, progress.seconds)
         if step > progress.evaluated_step and (limit or step % config.eval.every_steps == 0):
             evaluate_and_sample(training, val, recorder, stop)
-        limit = limit or reached_patience(training)
+        # Asked once: a stop that is seen after the save must wait for the next one.
+        ending = limit or reached_patience(training) or (STOPPED if stop.requested else "")
         best = progress.best_step == step
-        due = limit or stop.requested or best or step % config.checkpoint.every_steps == 0
+        due = ending or best or step % config.checkpoint.every_steps == 0
         if step > saved_step and due:
             last_save_failed = not save(run, training, recorder)
             saved_step = step
         recorder.tick()
-        if limit or stop.requested:
+        if ending:
             if last_save_failed:
                 raise UserError(
                     f"train: the last checkpoint of {run} could not be saved; see above"
                 )
-            return limit or "stopped"
+            return ending
         step_once(run, training, batches, recorder, guard)
 
 
@@ -117,7 +121,7 @@ def step_once(
     A batch that gives no finite numbers, or that the guard refuses, is passed over.
     """
     progress = training.progress
-    inputs, targets = batches.batch(progress.step + progress.skipped_batches)
+    inputs, targets = batches.batch(progress.next_batch)
     recorder.before_step()
     try:
         result = train_step(training, inputs, targets, gauge=recorder.gauge, guard=guard)
@@ -126,7 +130,8 @@ def step_once(
         return
     if result.skipped == OVERFLOW:  # fp16's scale was too high; the same batch again, at half of it
         progress.skipped_steps += 1
-        recorder.event("skipped", loss=result.loss, scale=training.scaler.get_scale())
+        scale = training.scaler.get_scale()
+        recorder.event("skipped", batch=progress.next_batch, loss=result.loss, scale=scale)
         return
     if result.skipped:
         recorder.skipped_batch("spike_skipped", loss=result.loss, why=result.skipped)
@@ -136,7 +141,7 @@ def step_once(
     progress.tokens += targets.numel()
     progress.train_loss_sum += result.loss
     progress.train_loss_steps += 1
-    epoch = batches.epoch(progress.step + progress.skipped_batches)
+    epoch = batches.epoch(progress.next_batch)
     recorder.step(result, inputs, epoch, recorder.tick())
 
 
@@ -171,26 +176,12 @@ def sample(training: Training) -> str:
         return "".join(piece.text for piece in pieces)
 
 
-def reached_limit(config: Config, plan: Plan, step: int, seconds: float) -> str:
-    """Which limit the run has reached, in words; empty if none."""
-    if step >= plan.total_steps:
-        return f"all {plan.total_steps:,} steps are done"
-    limit = config.train.max_time_s
-    if limit is not None and seconds >= limit:
-        return f"train.max_time_s {limit:g} is over"
-    return ""
-
-
-def reached_patience(training: Training) -> str:
-    """Whether validation has failed to improve for too long, in words; empty if not."""
-    patience, waited = training.config.eval.patience, training.progress.evals_since_best
-    if patience is None or waited < patience:
-        return ""
-    return f"{waited} evaluations without a better one (eval.patience)"
-
-
 def save(run: Path, training: Training, recorder: Recorder) -> bool:
-    """Saves a checkpoint and says so once it is durable; a full disk does not end the run."""
+    """Saves a checkpoint and says so once it is durable; a full disk does not end the run.
+
+    Weights that are not finite are never saved: they end it.
+    """
+    stop_if_broken(run, training, recorder)
     try:
         folder = save_run(run, training)
     except SaveError as error:
@@ -202,24 +193,3 @@ def save(run: Path, training: Training, recorder: Recorder) -> bool:
         return False
     recorder.line(f"saved    {folder}")
     return True
-
-
-def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
-    """Where the run stands, in a picture and a few lines, and what to type next."""
-    progress = training.progress
-    say(
-        f"end      {ending}: step {progress.step:,} of {plan.total_steps:,}, "
-        f"{progress.tokens:,} tokens in {duration(progress.seconds)}"
-    )
-    if progress.best_val_loss is not None:
-        say(f"best     val loss {progress.best_val_loss:.4f} at step {progress.best_step:,}")
-    if ending == "stopped":
-        say(f"go on    gpt-train --config {run / 'config.yaml'}")
-        return
-    picture, page = run / "curve.png", run / "report.html"
-    plot_run(run, picture)
-    write_report(run, page)
-    say(f"picture  {picture}")
-    say(f"report   {page}, or in words: gpt-report {run}")
-    say(f"verdict  {verdict(read_run(run))}")
-    say(f'try it   gpt-infer --run {run} --prompt "..."')

@@ -50,7 +50,7 @@ LAYERS = [
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
     {"lr.lint", "lr.lint_optimizer", "resume", "autopsy"},
     {"record", "build"},
-    {"broken", "infer"},
+    {"broken", "infer", "ending"},
     {"train"},
     # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.
     {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.plan_start"}
