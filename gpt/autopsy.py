@@ -32,12 +32,14 @@ class Autopsy:
             finite; empty if none is when looked at again.
         rows: sequences of the batch whose loss is not finite, counted from 0.
         largest_logit: the largest finite |logit|, with fp16 that in fp32.
+        broken: what of the weights or the optimizer's state is not finite; empty if all is.
     """
 
     cause: Cause
     where: str
     rows: tuple[int, ...]
     largest_logit: float
+    broken: str = ""
 
     def record(self) -> dict[str, object]:
         """For the log."""
@@ -87,17 +89,32 @@ def examine(training: Training, inputs: Tensor, targets: Tensor) -> Autopsy:
             largest = max(largest, float(finite.abs().max()) if finite.numel() else math.inf)
             total += float(losses.sum()) / targets.numel()
     model.train(was_training)
+    broken = not_finite(training)
     lost = largest > LOST_LOGIT or not total <= LOST_LOSS * math.log(model.vocab_size)
     cause: Cause = "batch"
     if training.dtype == torch.float16 and finite_in_fp32 and largest <= LOST_LOGIT:
         cause = "overflow"
-    elif (lost and not 0 < len(rows) <= inputs.size(0) // 2) or _weights_broken(model):
+    elif (lost and not 0 < len(rows) <= inputs.size(0) // 2) or broken:
         cause = "rate"
-    return Autopsy(cause, found[0] if found else bad_gradient, tuple(rows), largest)
+    return Autopsy(cause, found[0] if found else bad_gradient, tuple(rows), largest, broken)
 
 
-def _weights_broken(model: GPT) -> bool:
-    return not all(bool(torch.isfinite(p).all()) for p in model.parameters())
+@torch.no_grad()
+def not_finite(training: Training) -> str:
+    """What of the weights, or else of the optimizer's state, is not finite; empty if all is.
+
+    Where all is, it costs one reading of them, and waits for the device once.
+    """
+    named = {name: p.detach() for name, p in training.model.named_parameters()}
+    for name, parameter in training.model.named_parameters():
+        for key, value in training.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                named[f"the optimizer's {key} of {name}"] = value
+    # The norm of largest elements, which no sum of large ones can overflow.
+    largest = torch.nn.utils.get_total_norm([*named.values()], norm_type=math.inf)
+    if bool(torch.isfinite(largest)):
+        return ""
+    return next(name for name, values in named.items() if not bool(torch.isfinite(values).all()))
 
 
 @contextmanager

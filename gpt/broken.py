@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt.autopsy import Autopsy, examine
+from gpt.autopsy import Autopsy, examine, not_finite
 from gpt.checkpoint import Training
+from gpt.config import Config
 from gpt.errors import UserError
 from gpt.record import Recorder
 from gpt.rundir import newest_checkpoint
@@ -19,7 +20,10 @@ def skip_broken(
     error: NonFiniteError,
     batch: tuple[Tensor, Tensor],
 ) -> None:
-    """Passes over a batch whose loss or gradient is not finite; ends the run after too many."""
+    """Passes over a batch whose loss or gradient is not finite; ends the run after too many.
+
+    It ends at once where the weights are what is broken: no other batch could be better.
+    """
     progress = training.progress
     autopsy = examine(training, *batch)
     recorder.skipped_batch(
@@ -27,10 +31,9 @@ def skip_broken(
         what=error.what,
         loss=error.loss,
         grad_norm=error.grad_norm,
-        batch=progress.step + progress.skipped_batches,
         **autopsy.record(),
     )
-    if progress.skips_in_row > training.config.train.skip_limit:
+    if progress.skips_in_row > training.config.train.skip_limit or autopsy.broken:
         recorder.event(
             "diverged",
             what=error.what,
@@ -42,16 +45,27 @@ def skip_broken(
         raise diverged(run, training, error, autopsy)
 
 
+def stop_if_broken(run: Path, training: Training, recorder: Recorder) -> None:
+    """Ends the run where weights or optimizer hold numbers that are not finite.
+
+    Called before each save: a checkpoint of them would, sooner or later, take the good ones' place.
+    """
+    broken = not_finite(training)
+    if broken:
+        recorder.event("diverged", what="weights", where=broken, cause="rate")
+        recorder.look()
+        raise lost(run, training, broken)
+
+
 def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Autopsy) -> UserError:
     """The end of a run whose numbers have broken: what, where, why, and what to type."""
+    if autopsy.broken:
+        return lost(run, training, autopsy.broken)
     config, progress = training.config, training.progress
     step, rate = progress.step + 1, training.optimizer.param_groups[0]["lr"]
     value = error.loss if error.what == "loss" else error.grad_norm
-    good = newest_checkpoint(run)
-    kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    kept, lower = ways_on(run, config)
     again = f"gpt-train --config {run / 'config.yaml'}"
-    lower = f"{again} --optimizer.lr {config.optimizer.lr / 3:.1e}"
-    lower += " --rate override" if good else f" --run.name {config.run.name}-lower-lr"
     where = f", first in {autopsy.where}" if autopsy.where else ""
     match autopsy.cause:
         case "rate":
@@ -69,3 +83,23 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
         f"{progress.skips_in_row - 1} steps before it; stopped before the update, the weights are "
         f"finite. Cause: {why}; {kept}. Go on with: {command}"
     )
+
+
+def lost(run: Path, training: Training, broken: str) -> UserError:
+    """The end of a run whose weights or optimizer are no longer finite."""
+    step, rate = training.progress.step, training.optimizer.param_groups[0]["lr"]
+    kept, lower = ways_on(run, training.config)
+    return UserError(
+        f"train: {broken} is not finite after step {step} (rate {rate:.2e}); stopped, none of it "
+        "was saved. Cause: an update beyond all numbers, most often because the rate is too high; "
+        f"{kept}. Go on with: {lower}"
+    )
+
+
+def ways_on(run: Path, config: Config) -> tuple[str, str]:
+    """What is left to go on from, in words, and the command that does so at a lower rate."""
+    good = newest_checkpoint(run)
+    lower = f"gpt-train --config {run / 'config.yaml'} --optimizer.lr {config.optimizer.lr / 3:.1e}"
+    if good is None:
+        return "there is no checkpoint yet", f"{lower} --run.name {config.run.name}-lower-lr"
+    return f"the last good checkpoint is {good}", f"{lower} --rate override"

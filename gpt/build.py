@@ -126,7 +126,7 @@ def continue_or_start(
     check_left(start, plan)
     restore(start, training, plan, epoch_tokens)
     step = training.progress.step
-    truncate_after(run, step)
+    truncate_after(run, step, training.progress.next_batch)
     write_record(run, start.record)  # first: a config.yaml without it would seem changed by hand
     write_durably(run / "config.yaml", dump_config(start.config))
     say(f"run      {run}, going on after step {step} of {plan.total_steps}")

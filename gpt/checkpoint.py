@@ -73,6 +73,11 @@ class Progress:
     guard_norms: list[float] = field(default_factory=list)
     interval: dict[str, float] = field(default_factory=dict)  # since the last line of the log
 
+    @property
+    def next_batch(self) -> int:
+        """The number of the batch that comes next, counted from 0."""
+        return self.step + self.skipped_batches
+
 
 @dataclass
 class Training:

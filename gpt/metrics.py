@@ -125,10 +125,11 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
                 yield line, record
 
 
-def truncate_after(run_dir: Path, step: int) -> None:
+def truncate_after(run_dir: Path, step: int, next_batch: float = math.inf) -> None:
     """Drops what was written after `step`, and torn lines, so that a resume repeats no step.
 
-    The file is replaced as a whole: a crash leaves the old one or the new one.
+    Events of batches from `next_batch` on, which come again, are dropped too. The file is replaced
+    as a whole: a crash leaves the old one or the new one.
     """
     path = run_dir / METRICS_NAME
     try:
@@ -137,7 +138,12 @@ def truncate_after(run_dir: Path, step: int) -> None:
         return
     except OSError as error:
         raise _unreadable(path, error) from None
-    kept = b"".join(line for line, record in _lines(path) if _step(record) <= step)
+    kept = b"".join(
+        line
+        for line, record in _lines(path)
+        if _number_of(record, "step") <= step
+        and (record.get("kind") != "event" or _number_of(record, "batch", -1) < next_batch)
+    )
     if kept != written:
         write_durably(path, kept)
 
@@ -148,9 +154,9 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _step(record: Mapping[str, Any]) -> float:
-    step = record.get("step", 0)
-    return step if isinstance(step, int | float) and math.isfinite(step) else 0
+def _number_of(record: Mapping[str, Any], name: str, default: float = 0) -> float:
+    number = record.get(name, default)
+    return number if isinstance(number, int | float) and math.isfinite(number) else default
 
 
 class Console:

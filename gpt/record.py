@@ -213,7 +213,7 @@ class Recorder:
     def skipped_batch(self, name: str, **values: object) -> None:
         """Records a batch that was passed over, and counts it."""
         progress = self._training.progress
-        self.event(name, **values)
+        self.event(name, batch=progress.next_batch, **values)
         progress.skipped_batches += 1
         progress.skips_in_row += 1
         progress.interval["skipped"] = progress.interval.get("skipped", 0) + 1
@@ -279,7 +279,8 @@ def note_step(progress: Progress, result: StepResult) -> dict[str, float]:
 def note_evaluation(progress: Progress, result: Evaluation) -> float | None:
     """Books an evaluation: best, patience; returns the mean training loss since the one before."""
     progress.evaluated_step = progress.step
-    if progress.best_val_loss is None or result.loss < progress.best_val_loss:
+    better = progress.best_val_loss is None or result.loss < progress.best_val_loss
+    if better and math.isfinite(result.loss):
         progress.best_step, progress.best_val_loss = progress.step, result.loss
         progress.evals_since_best = 0
     else:

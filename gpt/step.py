@@ -86,8 +86,9 @@ def train_step(
         if gauge is not None:
             gauge.forget()
         if skipped == OVERFLOW:
-            scaler.step(optimizer)  # sees it and leaves the weights alone
-        scaler.update()
+            _back_off(scaler)
+        else:
+            scaler.update()
         return StepResult(loss, grad_norm, lr, skipped=skipped)
     if gauge is not None:
         gauge.gradients()
@@ -115,6 +116,17 @@ def _overflow(training: Training, loss: float, grad_norm: float) -> str:
     if scaler.is_enabled():
         scaler.update(scaler.get_scale())  # as if this step had not been: ready for the next
     raise NonFiniteError("gradient" if math.isfinite(loss) else "loss", loss, grad_norm)
+
+
+def _back_off(scaler: torch.amp.GradScaler) -> None:
+    """Shrinks fp16's scale as the scaler itself does at an overflow, on the word of the norm.
+
+    The scaler looks at elements: it would take a step whose norm alone is beyond all numbers, and
+    where several processes hold parts of the gradient, each would decide by its own.
+    """
+    shrunk = scaler.get_scale() * scaler.get_backoff_factor()
+    scaler.update(shrunk)  # ready for the next step
+    scaler.load_state_dict(scaler.state_dict() | {"scale": shrunk, "_growth_tracker": 0})
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -150,7 +162,10 @@ def evaluate(
             tokens += targets.numel()
             n_bytes += int(np.take(byte_lengths, targets.numpy()).sum())
     loss = total / tokens
-    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    error = None
+    if len(means) > 1:
+        spread = statistics.stdev(means) if math.isfinite(loss) else math.nan
+        error = spread / math.sqrt(len(means))
     return Evaluation(loss, total / math.log(2) / max(1, n_bytes), tokens, error)
 
 

@@ -1,5 +1,6 @@
 """Training, from top to bottom: build, go on from a checkpoint, then evaluate, save, step, log."""
 
+import math
 from pathlib import Path
 
 from gpt.broken import skip_broken, stop_if_broken
@@ -159,7 +160,7 @@ def evaluate_and_sample(
         return
     train_loss = note_evaluation(progress, result)
     recorder.evaluation(result, train_loss, is_best=progress.best_step == progress.step)
-    if config.eval.sample_tokens:
+    if config.eval.sample_tokens and math.isfinite(result.loss):
         text = sample(training)
         recorder.event("sample", prompt=config.eval.sample_prompt, text=text)
         recorder.line(f"sample | {config.eval.sample_prompt}{text}".replace("\n", "\n       | "))

@@ -131,6 +131,24 @@ def test_truncate_cuts_what_came_after_the_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_NAME]
 
 
+def test_events_of_batches_that_come_again_are_dropped(tmp_path: Path) -> None:
+    """They were passed over after the save, at its step."""
+    records = [
+        {"kind": "event", "event": "nonfinite", "step": 2, "batch": 2},
+        {"kind": "train", "step": 3, "batch": 99},
+        {"kind": "event", "event": "resumed", "step": 3},
+        {"kind": "event", "event": "nonfinite", "step": 3, "batch": 4},
+        {"kind": "event", "event": "nonfinite", "step": 3, "batch": "x"},
+    ]
+    with MetricsLog(tmp_path) as log:
+        for record in records:
+            log.write(record)
+    truncate_after(tmp_path, 3, 5)
+    assert read_metrics(tmp_path) == records
+    truncate_after(tmp_path, 3, 4)
+    assert read_metrics(tmp_path) == [*records[:3], records[4]]
+
+
 def test_truncate_leaves_the_old_file_when_it_cannot_finish(tmp_path, monkeypatch):
     before = write(tmp_path, {"step": 1}, {"step": 2})
 

@@ -1,12 +1,16 @@
 """Accumulation changes nothing but rounding; clipping, weights and schedule do what they say."""
 
+import math
+
 import pytest
 import torch
 
 from gpt.build import build_training
+from gpt.checkpoint import Progress
 from gpt.data import Batches, open_data
 from gpt.gauges import Gauge
-from gpt.step import gradient_norm, train_step
+from gpt.record import note_evaluation
+from gpt.step import OVERFLOW, Evaluation, evaluate, gradient_norm, train_step
 from tests.conftest import ConfigMaker
 
 
@@ -59,3 +63,49 @@ def test_the_schedule_moves_once_a_step(make_config: ConfigMaker) -> None:
     training, result, _ = one_step(make_config, schedule__warmup_steps="4")
     assert result.lr == pytest.approx(1e-3)
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 + 9e-3 / 4)
+
+
+def test_an_fp16_gradient_whose_norm_alone_overflows_leaves_the_weights(
+    make_config: ConfigMaker,
+) -> None:
+    """Every element is finite, the sum of their squares is not: the scaler itself would step."""
+    config = make_config(train__dtype="fp16", train__grad_clip="null")
+    data = open_data(config, progress=False)
+    training, _ = build_training(config, data)
+    batches = Batches(data.train, config.model.context_len, config.train.batch_size, 0)
+    train_step(training, *batches.batch(0))
+    before = [p.detach().clone() for p in training.model.parameters()]
+    scale = training.scaler.get_scale()
+    parameter = training.model.get_parameter("blocks.0.attn.wq.weight")
+    hook = parameter.register_hook(lambda g: torch.full_like(g, 1e25))
+    result = train_step(training, *batches.batch(1))
+    hook.remove()
+    assert (result.skipped, result.grad_norm) == (OVERFLOW, math.inf)
+    for a, b in zip(training.model.parameters(), before, strict=True):
+        assert torch.equal(a, b)
+    assert training.scaler.get_scale() == scale / 2
+    assert training.scaler.state_dict()["_growth_tracker"] == 0
+    assert train_step(training, *batches.batch(1)).skipped == ""
+
+
+def test_an_evaluation_of_broken_weights_is_no_number(make_config: ConfigMaker) -> None:
+    config = make_config()
+    data = open_data(config, progress=False)
+    training, _ = build_training(config, data)
+    with torch.no_grad():
+        training.model.get_parameter("head.weight").fill_(math.nan)
+    result = evaluate(training, data.val, torch.device("cpu"), lambda: False)
+    assert result is not None
+    assert math.isnan(result.loss)
+    assert result.standard_error is None or math.isnan(result.standard_error)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_evaluation_is_never_the_best_and_patience_counts_it(broken: float) -> None:
+    progress = Progress()
+    best = []
+    for loss in (broken, 3.0, broken, 2.0, broken, broken):
+        note_evaluation(progress, Evaluation(loss, loss, 1))
+        best.append(progress.best_val_loss)
+    assert best == [None, 3.0, 3.0, 2.0, 2.0, 2.0]
+    assert progress.evals_since_best == 2

@@ -38,6 +38,8 @@ def nonfinite(view: View) -> Iterator[Finding]:
         batch = f", batch {first['batch']}" if "batch" in first else ""
         rows = f", sequences {first['rows']}" if first.get("rows") else ""
         value = first.get("loss") if first.get("what") == "loss" else first.get("grad_norm")
+        if first.get("what") == "weights":  # found when they were to be saved
+            value = "not finite"
         stopped = any(e["event"] == "diverged" for e in events)
         yield Finding(
             id="nonfinite",
