@@ -23,7 +23,10 @@ CLOCKS = {"time_s", "tokens_per_s", "memory_bytes", "cpu_share", "others_share",
 PAIRS = {"slope_before", "slope_after", "grad_signal", "grad_noise", "noise_scale"}
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["gpt.train", "gpt.infer", "gpt.lr.find", "gpt.lr.sweep"])
+_context.set_forkserver_preload(
+    ["gpt.train", "gpt.infer", "gpt.lr.find", "gpt.lr.sweep"]
+    + [f"gpt.cli.{name}" for name in ("train", "infer", "lr", "data", "report")]
+)
 
 
 class Command:
@@ -79,6 +82,7 @@ class Command:
 
 
 def _command(argv: list[str], folder: Path, patch: Callable[[Path], None] | None) -> None:
+    os.setpgid(0, 0)  # a group of its own, as a shell gives it: signals may go to its children too
     for number, path in ((1, folder / "stdout"), (2, folder / "stderr")):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)
