@@ -59,9 +59,9 @@ def open_plain(path: Path) -> BinaryIO:
 def read_plain(path: Path, limit: int) -> bytes:
     """The content of a file; OSError for what is none, and for more than `limit` bytes."""
     with open_plain(path) as file:
-        large = os.fstat(file.fileno()).st_size > limit
-        content = b"" if large else file.read(limit + 1)
-    if large or len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= limit else b""  # takes room for all it might read
+    if size > limit or len(content) > limit:
         raise OSError(errno.EFBIG, f"over {limit:,} bytes, the limit for this file", str(path))
     return content
 

@@ -113,7 +113,7 @@ def make_options(rng: random.Random) -> list[str]:
     """Options of which most are good and any may be odd."""
     options = []
 
-    def add(name: str, good: Iterable[object], share: float, odd: float = 0.15) -> None:
+    def add(name: str, good: Iterable[object], share: float, odd: float = 0.06) -> None:
         if rng.random() < share:
             value = rng.choice(ODD_NUMBERS) if rng.random() < odd else str(rng.choice(list(good)))
             options.extend([f"--{name}={value}"] if rng.random() < 0.5 else [f"--{name}", value])
@@ -137,15 +137,15 @@ class Endless(io.RawIOBase):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.kept, self.most = bytearray(), most
+        self.kept, self.most, self.patience = bytearray(), most, most
 
     def writable(self) -> bool:
         return True
 
     def write(self, data) -> int:
         self.kept += bytes(data)
-        if len(self.kept) > self.most:
-            self.most = 10**9
+        if len(self.kept) > self.patience:
+            self.patience = len(self.kept) + self.most
             raise KeyboardInterrupt
         return len(data)
 
@@ -181,6 +181,7 @@ def case(index: int, rng: random.Random, folder: Path) -> str:
     options = make_options(rng)
     endless = rng.random() < 0.06 and not any("samples" in option for option in options)
     if endless:
+        as_json = False  # which says nothing before a text is whole
         limit = rng.choice([["--max-tokens", str(10**18)], ["--samples", str(10**12)]])
         options += limit if limit[0] == "--max-tokens" else [*limit, "--max-tokens", "4"]
     elif rng.random() < 0.9:
@@ -202,10 +203,15 @@ def case(index: int, rng: random.Random, folder: Path) -> str:
         count = 1 if kind.startswith("big") else rng.choice([1, 2, 5, 20])
         prompts += [make_text(rng.choice(KINDS[:14]), rng) for _ in range(count - 1)]
         prompts = [prompt.replace("\n", " ").replace("\r", " ") for prompt in prompts]
+        prompts[-1] = prompts[-1] or "a"  # an empty line at the end is none
         (folder / "prompts").write_bytes(b"\n".join(map(_as_bytes, prompts)))
         argv += ["--prompts", str(folder / "prompts")]
     else:
-        lines = [make_text(kind, rng), *(make_text(rng.choice(KINDS[:14]), rng) for _ in range(2))]
+        # A newline would make many prompts of a long text.
+        lines = [
+            re.sub(r"[\r\n]", " ", make_text(kind, rng)),
+            *(make_text(rng.choice(KINDS[:14]), rng) for _ in range(2)),
+        ]
         stdin = b"\n".join(map(_as_bytes, lines))
         argv.append("--interactive")
     code, out, err = call(argv, stdin, rng, 300 if endless else 10**9)

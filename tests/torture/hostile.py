@@ -144,8 +144,21 @@ def seal(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.name != "manifest.json":
             entries[path.name] = _entry(path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    write(folder / "manifest.json", json.dumps({**manifest, "files": entries}).encode())
+    alter_manifest(folder, lambda manifest: manifest.update(files=entries))
+
+
+def alter_manifest(folder: Path, alter: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest and seals it anew, where it has a seal."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    sealed = manifest.pop("seal", None) is not None
+    alter(manifest)
+    if not sealed:
+        write(path, json.dumps(manifest))
+        return
+    from gpt.files import sealed as seal_of
+
+    write(path, seal_of(manifest))
 
 
 def _entry(path: Path) -> dict[str, Any]:

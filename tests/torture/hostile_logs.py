@@ -1,7 +1,6 @@
 """Attacks on what gpt-report reads: logs of any program, folders, names and texts that it shows."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,13 @@ _log(
 _log(
     "bomb",
     "many_short_lines",
-    lambda scene: '{"kind":"train","step":1}\n' * 1_500_000,
+    lambda scene: '{"kind":"train","step":1}\n' * 1_000_000,
     as_name="metrics.jsonl",
 )
 _log(
     "bomb",
     "many_events",
-    lambda scene: '{"kind":"event","event":"x"}\n' * 800_000,
+    lambda scene: '{"kind":"event","event":"x"}\n' * 400_000,
     as_name="metrics.jsonl",
 )
 _log(
@@ -277,7 +276,7 @@ def odd_values_in_a_run(scene):
 def escapes_in_a_run(scene):
     odd = ESCAPES.replace("/", "\u2044")
     place = scene.folder / odd
-    os.rename(scene.run, place)
+    scene.run.rename(place)
     records = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record |= {ESCAPES: 1.0, "text": ESCAPES, "evidence": ESCAPES, "cause": ESCAPES}
@@ -357,7 +356,6 @@ def escapes_on_the_command_line(scene):
         ["gpt-data", "info", odd],
         ["gpt-train", "--config", odd],
         ["gpt-train", *config, "--tokenizer.kind", ESCAPES],
-        ["gpt-train", *config, f"--model.{ESCAPES}", "1"],
         ["gpt-train", *config, "--data.source", odd],
         ["gpt-lr", "plan", "--config", odd],
     ]
