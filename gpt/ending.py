@@ -51,7 +51,7 @@ def command(run: Path, *more: str) -> str:
     return shlex.join(["gpt-train", "--config", str(run / "config.yaml"), *more])
 
 
-def way_on(run: Path, ending: str, training: Training) -> str:
+def further(run: Path, ending: str, training: Training) -> str:
     """The command that takes the run further than where it ended."""
     match ending:
         case "steps":
@@ -70,6 +70,11 @@ def way_on(run: Path, ending: str, training: Training) -> str:
     return command(run)
 
 
+def way_on(run: Path) -> str:
+    """The same in words, for a run that ended in the middle."""
+    return f"go on with: {command(run)}"
+
+
 @contextmanager
 def telling_where_it_stands(run: Path) -> Iterator[None]:
     """If an error or a signal ends what is done inside: a line of what is kept, and what to type.
@@ -86,11 +91,10 @@ def telling_where_it_stands(run: Path) -> Iterator[None]:
 
 def standing(run: Path) -> str:
     """Where a run stands that ended in the middle, and how it goes on, in a line."""
-    kept = checkpoint_folders(run)
-    if kept:
-        return f"stands   {run} at step {step_of(kept[-1]):,}, saved; go on with: {command(run)}"
+    if kept := checkpoint_folders(run):
+        return f"stands   {run} at step {step_of(kept[-1]):,}, saved; {way_on(run)}"
     if (run / "config.yaml").exists():
-        return f"stands   {run} has no checkpoint yet; begin again with: {command(run)}"
+        return f"stands   {run} has no checkpoint yet; {way_on(run)}"
     return f"stands   {run} had not begun; the same command begins it"
 
 
@@ -111,4 +115,4 @@ def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
         say(f"report   {page}, or in words: gpt-report {run}")
         say(f"verdict  {verdict(read_run(run))}")
         say(f'try it   gpt-infer --run {run} --prompt "..."')
-    say(f"go on    {way_on(run, ending, training)}")
+    say(f"go on    {further(run, ending, training)}")

@@ -17,9 +17,10 @@ class StopRequest:
     The owner polls `requested`, saves, and then calls `raise_if_requested`.
     """
 
-    def __init__(self) -> None:
-        """Nothing is handled until the object is entered."""
+    def __init__(self, way_on: str = "") -> None:
+        """Takes what to say at a second signal, of what is kept and what to type."""
         self.number: int | None = None
+        self._way_on = way_on
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -51,7 +52,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
-            _say_now(f"{name}: ended at once; what was saved before is whole")
+            _say_now(f"{name}: ended at once; {self._way_on}")
             os._exit(128 + number)
         self.number = number
         _say_now(f"{name}: saving after this step; once more ends at once, without saving")
