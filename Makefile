@@ -6,10 +6,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 CONFIG ?= configs/quickstart.yaml
 PROMPT ?= def
 .DEFAULT_GOAL := help
-.PHONY: help train test setup check lint type format bench torture health schema smoke clean
+.PHONY: help train test setup check lint type audit advisories format bench torture health schema smoke clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 train: $(VENV)/.installed ## set up, train the quickstart config (CONFIG=...), print a sample
 	$(BIN)/gpt-train --config $(CONFIG)
@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev ## run the test suite, as CI does
 
 setup: $(VENV)/.installed-dev ## install all that development and tests need
 
-check: lint type test ## lint + types + tests
+check: lint type audit test ## lint + types + audit + tests
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -29,6 +29,14 @@ lint: $(VENV)/.installed-dev ## ruff: rules and format
 
 type: $(VENV)/.installed-dev ## mypy --strict on gpt/
 	$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev ## are packages pinned, needed and without known holes, and no secrets committed; offline
+	$(BIN)/python -m scripts.audit
+
+advisories: $(VENV)/.installed-dev ## look all pins up in the PyPA's advisory database, which this clones
+	rm -rf build/advisory-database
+	git clone --quiet --depth 1 https://github.com/pypa/advisory-database build/advisory-database
+	$(BIN)/python -m scripts.audit --database build/advisory-database
 
 format: $(VENV)/.installed-dev ## apply ruff's format and safe fixes
 	$(BIN)/ruff check --fix .
