@@ -98,6 +98,7 @@ def assemble(config: Config, data: TokenData, device: torch.device, dtype: torch
         scaler=grad_scaler(device, dtype),
         dtype=dtype,
         data_fingerprint=data.fingerprint,
+        data_parts=data.parts,
     )
 
 

@@ -8,49 +8,71 @@ A checkpoint is a folder:
     state.json             progress, schedule, scaler, the optimizer's groups, dtype, data identity
     config.yaml            the resolved config
     tokenizer.*            what turns text into ids and back
-    manifest.json          version, and size and SHA-256 of each file; written last
+    manifest.json          version, and size and SHA-256 of each file; written last (`manifest`)
 
+docs/checkpoint.md names every field, and says what the checkpoint of an older version lacks.
 Which run a checkpoint belongs to, and which ones are kept, is `rundir`'s business.
 """
 
-import hashlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.device import rng_state, set_rng_state
-from gpt.errors import UserError
-from gpt.files import is_hollow, open_plain, read_plain, sync
+from gpt.files import sync
+from gpt.manifest import (
+    CheckpointError,
+    read_json,
+    read_manifest,
+    verify_checkpoint,
+    write_manifest,
+)
 from gpt.model import GPT
 from gpt.saved import brief, check_form, check_generators, check_optimizer, read_progress
 from gpt.schedule import load_scheduler
+from gpt.tensors import load_all, read_tensors
 from gpt.tokenizer import Tokenizer, load_tokenizer
 
-VERSION = 1
-MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 8 * 2**20
-MAX_HEADER_BYTES = 8 * 2**20  # of a safetensors file; 50,000 tensors have less
+__all__ = [
+    "CheckpointError",
+    "Progress",
+    "SaveError",
+    "Training",
+    "load_for_inference",
+    "load_weights",
+    "restore_checkpoint",
+    "save_checkpoint",
+    "verify_checkpoint",
+]
 
-
-class CheckpointError(UserError):
-    """A checkpoint that is damaged, incomplete, or of something else."""
+STATE_KEYS = ["progress", "scheduler", "scaler", "optimizer", "dtype", "data_fingerprint"]
+STATE_KEYS += ["data_parts", "torch"]
+NEW_IN_2 = {"data_parts"}  # keys of the state that version 1 does not have
 
 
 class SaveError(Exception):
     """A checkpoint could not be written (full disk, no permission); the older ones are intact."""
+
+    def __init__(self, error: Exception) -> None:
+        """Takes what was raised: OSError, or what stands for it in Rust and in torch."""
+        own = error.strerror if isinstance(error, OSError) else None
+        super().__init__(own or str(error))
+        words = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+        self.no_room = any(word in str(self) for word in words)
 
 
 @dataclass
@@ -92,6 +114,7 @@ class Training:
     dtype: torch.dtype
     data_fingerprint: str
     progress: Progress = field(default_factory=Progress)
+    data_parts: dict[str, str] = field(default_factory=dict)  # of the fingerprint, by their names
 
 
 def save_checkpoint(folder: Path, training: Training) -> None:
@@ -104,50 +127,13 @@ def save_checkpoint(folder: Path, training: Training) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(temporary, training)
-        manifest = {"version": VERSION, "step": training.progress.step, "files": _sums(temporary)}
-        for path in temporary.iterdir():
-            sync(path)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        sync(temporary / MANIFEST)
+        write_manifest(temporary, training.progress.step)
         sync(temporary)
         temporary.rename(folder)
         sync(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SaveError(reason) from error
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Compares every file's size and SHA-256 with the manifest, before anything else is read.
-
-    Raises CheckpointError that names the file at fault.
-    """
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files")
-    if manifest.get("version") != VERSION or not isinstance(files, dict):
-        raise CheckpointError(
-            f"{folder}: the manifest's version is {brief([manifest.get('version')])}, "
-            f"this program reads {VERSION}; use the release that wrote it"
-        )
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    if present != set(files):
-        names = brief(sorted(present ^ set(files)))
-        raise CheckpointError(f"{folder}: files and manifest differ ({names}); it is damaged")
-    for name, expected in files.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file() or not isinstance(expected, dict):
-            raise CheckpointError(f"{path}: not a plain file; the checkpoint is damaged")
-        if is_hollow(path):
-            raise CheckpointError(f"{path}: mostly holes, hours of reading; it is damaged")
-        if path.stat().st_size != expected.get("bytes"):
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says "
-                f"{brief([expected.get('bytes')])}; "
-                "it is damaged"
-            )
-        if _sha256(path) != expected.get("sha256"):
-            raise CheckpointError(f"{path}: its SHA-256 differs from the manifest's; it is damaged")
+        raise SaveError(error) from error
 
 
 def restore_checkpoint(folder: Path, training: Training) -> None:
@@ -160,6 +146,9 @@ def restore_checkpoint(folder: Path, training: Training) -> None:
 
 
 def _restore(folder: Path, training: Training, state: dict[str, Any]) -> None:
+    manifest = read_manifest(folder)
+    _check_fields(state, STATE_KEYS, "", NEW_IN_2 if manifest["version"] < 2 else ())
+    _check_fields(state["progress"], [each.name for each in fields(Progress)], "progress.")
     dtype = str(training.dtype).removeprefix("torch.")
     if state["dtype"] != dtype:
         if state["dtype"] not in _SHORT_DTYPE:
@@ -169,12 +158,13 @@ def _restore(folder: Path, training: Training, state: dict[str, Any]) -> None:
             f"say --train.dtype {_SHORT_DTYPE[state['dtype']]}"
         )
     if state["data_fingerprint"] != training.data_fingerprint:
+        changed = changed_parts(state.get("data_parts", {}), training.data_parts)
         raise CheckpointError(
-            f"{folder}: trained on other data (text, tokenizer or split have changed); "
-            "bring the old text back, or start a new run with another --run.name"
+            f"{folder}: trained on other data ({changed} changed); "
+            "bring the old one back, or start a new run with another --run.name"
         )
     progress = read_progress(Progress, state["progress"])
-    if progress.step != read_json(folder / MANIFEST).get("step"):
+    if progress.step != manifest["step"]:
         raise ValueError(f"progress.step: {progress.step} is not the step of the manifest")
     check_form(state["scheduler"], training.scheduler.state_dict(), "scheduler")
     check_form(state["scaler"], training.scaler.state_dict(), "scaler")
@@ -186,9 +176,37 @@ def _restore(folder: Path, training: Training, state: dict[str, Any]) -> None:
     training.scaler.load_state_dict(state["scaler"])
     training.progress = progress
     with _checked(folder / "rng.safetensors"):
-        generators = _load_all(folder / "rng.safetensors")
+        generators = load_all(folder / "rng.safetensors")
         check_generators(generators, rng_state())
         set_rng_state(generators)
+
+
+def changed_parts(before: dict[str, str], now: dict[str, str]) -> str:
+    """Which part of the data differs, in words; all of them where it is not known.
+
+    The split is made of the others and one more number: it is what differs if nothing else does.
+    """
+    if not (before and now):
+        return "text, tokenizer or split have"
+    names = [name for name in before if before[name] != now.get(name)]
+    return f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'}" if names else "split has"
+
+
+def _check_fields(
+    found: object, known: Collection[str], place: str, may_lack: Collection[str] = ()
+) -> None:
+    """Raises ValueError that names what is missing, and what is not known here."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{place.rstrip('.') or 'it'} is not an object")
+    lacks = [place + name for name in known if name not in found and name not in may_lack]
+    if lacks:
+        raise ValueError(f"lacks {', '.join(lacks)}")
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{brief([place + name for name in unknown])} is no part of it in this version; "
+            "use the release that wrote it"
+        )
 
 
 def load_weights(folder: Path, model: GPT) -> None:
@@ -197,7 +215,7 @@ def load_weights(folder: Path, model: GPT) -> None:
     Raises CheckpointError for a file that holds something else.
     """
     parameters = dict(model.named_parameters())
-    tensors = _read_tensors(
+    tensors = read_tensors(
         folder / "model.safetensors", {name: tuple(p.shape) for name, p in parameters.items()}
     )
     with torch.no_grad():
@@ -216,7 +234,7 @@ def load_for_inference(folder: Path, device: torch.device) -> tuple[GPT, Tokeniz
     with torch.device("meta"):  # compared before a byte is allocated: a config can claim anything
         claimed = GPT(config.model, tokenizer.vocab_size)
     shapes = {name: tuple(p.shape) for name, p in claimed.named_parameters()}
-    _read_tensors(folder / "model.safetensors", shapes, only_check=True)
+    read_tensors(folder / "model.safetensors", shapes, only_check=True)
     _check_memory(folder, claimed)
     try:
         model = GPT(config.model, tokenizer.vocab_size)
@@ -261,11 +279,15 @@ def _write_files(folder: Path, training: Training) -> None:
         "optimizer": described,
         "dtype": str(training.dtype).removeprefix("torch."),
         "data_fingerprint": training.data_fingerprint,
+        "data_parts": training.data_parts,
         "torch": str(torch.__version__),
     }
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     (folder / "config.yaml").write_text(dump_config(training.config), encoding="utf-8")
     training.tokenizer.save(folder)
+    mode = (folder / "state.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):  # written for this user alone, whatever the umask
+        path.chmod(mode)
 
 
 def _describe_optimizer(training: Training) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -301,7 +323,7 @@ def _restore_optimizer(folder: Path, training: Training, described: dict[str, An
             f"the config builds {ours['class']}; start a new run with another --run.name"
         )
     parameters = dict(training.model.named_parameters())
-    tensors = _load_all(folder / "optimizer.safetensors")
+    tensors = load_all(folder / "optimizer.safetensors")
     check_optimizer(described, tensors, parameters)
     restored: dict[str, dict[str, Any]] = {name: dict(v) for name, v in described["values"].items()}
     for full_name, tensor in tensors.items():
@@ -321,49 +343,6 @@ def _fused(training: Training) -> bool:
     return any(group.get("fused") for group in training.optimizer.param_groups)
 
 
-def _read_tensors(
-    path: Path, shapes: dict[str, tuple[int, ...]], *, only_check: bool = False
-) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file whose names and shapes are exactly `shapes`, all fp32."""
-    try:
-        _check_header(path)
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            dtypes = {file.get_slice(name).get_dtype() for name in found}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-    if found != shapes or dtypes != {"F32"}:
-        wrong = [n for n in sorted({*found, *shapes}) if found.get(n) != shapes.get(n)]
-        example = (
-            f"{brief(wrong[:1])}: {found.get(wrong[0])} in the file, "
-            f"{shapes.get(wrong[0])} by the config"
-            if wrong
-            else f"dtypes {sorted(dtypes)}, not F32"
-        )
-        raise CheckpointError(f"{path}: other tensors than the config's ({example})")
-    return {} if only_check else load_file(path)
-
-
-def _load_all(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, whatever they are called."""
-    try:
-        _check_header(path)
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-
-
-def _check_header(path: Path) -> None:
-    """Raises CheckpointError for more names than any checkpoint has: reading them takes long."""
-    with open_plain(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{path}: not a safetensors file of a checkpoint: a header of {length:,} bytes, "
-            f"at most {MAX_HEADER_BYTES:,} are read"
-        )
-
-
 @contextmanager
 def _checked(path: Path) -> Iterator[None]:
     """What a file lacks, or has in another form than a run's own state, as one CheckpointError."""
@@ -374,31 +353,3 @@ def _checked(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: not the state of such a run ({why}); go on from an older checkpoint"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint; CheckpointError for anything else."""
-    try:
-        value = json.loads(read_plain(path, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; {path.parent} is not a whole checkpoint"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: unreadable ({why}); the checkpoint is damaged") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; the checkpoint is damaged")
-    return value
-
-
-def _sums(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

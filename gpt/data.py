@@ -24,7 +24,7 @@ from gpt.batches import Batches, check_context, eval_batches
 from gpt.config import Config, is_tokenizer_kind
 from gpt.corpus import Corpus, Piece, scan, source_files
 from gpt.errors import UserError, say
-from gpt.files import locked, sync, write_durably
+from gpt.files import is_sealed, locked, sealed, sync, write_durably
 from gpt.ranks import ranks_path
 from gpt.shards import Hex, ShardWriter, Split, SplitMeta, hash_file, open_split
 from gpt.sources import STDLIB
@@ -62,6 +62,7 @@ class Meta(BaseModel):
     split: str
     train: SplitMeta
     val: SplitMeta
+    seal: Hex | None = None  # of the file; none in those of older versions
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class TokenData:
     fingerprint: str
     source: str
     split: str
+    parts: dict[str, str]  # what the fingerprint is of, apart from the split
 
 
 def open_data(config: Config, *, progress: bool = True) -> TokenData:
@@ -140,7 +142,16 @@ def open_folder(folder: Path) -> TokenData:
         open_split(folder, side, tokenizer.vocab_size, fingerprints)
         for side in (meta.train, meta.val)
     )
-    return TokenData(train, val, tokenizer, folder, meta.fingerprint, meta.source, meta.split)
+    return TokenData(
+        train,
+        val,
+        tokenizer,
+        folder,
+        fingerprint=meta.fingerprint,
+        source=meta.source,
+        split=meta.split,
+        parts={"text": meta.source_fingerprint, "tokenizer": meta.tokenizer_fingerprint},
+    )
 
 
 class _NotThereError(UserError):
@@ -150,13 +161,23 @@ class _NotThereError(UserError):
 def _read_meta(folder: Path) -> Meta:
     if not (folder / META_FILE).exists():
         raise _NotThereError(f"{folder} holds no {META_FILE}; make it with gpt-data build")
+    content = read_bounded(folder / META_FILE)
+    whole = is_sealed(content)
+    if whole is False:
+        raise UserError(
+            f"{folder / META_FILE}: damaged: its SHA-256 is not the one in it; build it again"
+        )
     try:
-        meta = Meta.model_validate_json(read_bounded(folder / META_FILE))
+        meta = Meta.model_validate_json(content)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(
             f"{folder / META_FILE}: damaged at {place or 'its start'}; build it again"
         ) from None
+    if meta.seal is not None and not whole:
+        raise UserError(
+            f"{folder / META_FILE}: damaged: does not begin with its SHA-256; build it again"
+        )
     if meta.format != FORMAT:
         raise UserError(
             f"{folder}: of format {meta.format}, this version reads {FORMAT}; build it again"
@@ -279,7 +300,7 @@ def make_tokenizer(config: Config, *, progress: bool = True) -> tuple[Corpus, To
 
 
 def _write_meta(folder: Path, meta: Meta) -> None:
-    write_durably(folder / META_FILE, meta.model_dump_json(indent=1) + "\n")
+    write_durably(folder / META_FILE, sealed(meta.model_dump(exclude={"seal"})))
 
 
 def _check_lengths(config: Config, train_tokens: int, val_tokens: int) -> None:

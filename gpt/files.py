@@ -1,12 +1,15 @@
 """Files that are there whole or not at all, even if the power fails; locks; files of strangers."""
 
 import errno
+import hashlib
+import json
 import os
+import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -16,6 +19,8 @@ except ImportError:  # Windows: without locks, two writers are the user's own to
 # Windows has neither: there are no pipes and no links to guard against that a stranger can place.
 _NO_WAIT, _NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
 _HOLLOW_BYTES, _HOLLOW_SHARE = 2**28, 16
+_NO_SEAL = "0" * 64
+_SEAL = re.compile(rb'\{\n "seal": "([0-9a-f]{64})",\n')
 
 
 class HeldError(Exception):
@@ -39,12 +44,33 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, content: str | bytes) -> None:
-    """Replaces a file whole or not at all: a crash leaves the old content or the new."""
+    """Replaces a file whole or not at all: a crash or a full disk leaves the old one or the new."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     sync(path.parent)
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as a file that bears the SHA-256 of itself, with zeros in that place, first."""
+    text = json.dumps({"seal": _NO_SEAL, **content}, indent=1, ensure_ascii=False) + "\n"
+    written = text.encode()
+    return written.replace(_NO_SEAL.encode(), hashlib.sha256(written).hexdigest().encode(), 1)
+
+
+def is_sealed(content: bytes) -> bool | None:
+    """Whether a sealed file is as it was written, to the bit; None where there is no seal."""
+    found = _SEAL.match(content)
+    if found is None:
+        return None
+    blank = content[: found.start(1)] + _NO_SEAL.encode() + content[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest().encode() == found[1]
 
 
 def open_plain(path: Path) -> BinaryIO:

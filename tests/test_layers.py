@@ -32,9 +32,9 @@ LAYERS = [
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
     | {"saved"}
     | {"health.finding", "report", "gauges", "machine"},
-    {"foreign.sheet"},
+    {"foreign.sheet", "manifest"},
     {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"}
-    | {"health.advice", "health.view"},
+    | {"health.advice", "health.view", "tensors"},
     {"foreign.assemble"} | {f"health.{name}" for name in ("events", "learning", "rates", "texts")},
     {"datacheck", "foreign", "health.diagnose"},
     {"health.watch"},

@@ -9,18 +9,13 @@ from pathlib import Path
 import torch
 
 from gpt.build import assemble
-from gpt.checkpoint import (
-    MANIFEST,
-    CheckpointError,
-    read_json,
-    restore_checkpoint,
-    verify_checkpoint,
-)
+from gpt.checkpoint import CheckpointError, restore_checkpoint, verify_checkpoint
 from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.data import TokenData, kept_data, open_data
 from gpt.device import DTYPES, pick_device
 from gpt.errors import UserError, say
+from gpt.manifest import MANIFEST, read_json
 from gpt.plan import Plan
 from gpt.report.branches import Bench
 from gpt.rundir import checkpoint_folders, step_of
