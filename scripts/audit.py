@@ -1,9 +1,9 @@
 """Looks over what is installed and committed: `python -m scripts.audit`, without a network.
 
-Packages: each is pinned exactly in constraints.txt, each pin is needed by something, their demands
-on one another are met, and each has been looked up in the PyPA's advisory database; an advisory
-that concerns a pin must be accepted, with a reason, in .ci/advisories.json. Files: none that git
-tracks holds a key or a token.
+Packages: each is pinned exactly, in constraints.txt or by another package that demands one version
+of it; each pin is needed by something; their demands on one another are met; and each pin has been
+looked up in the PyPA's advisory database. An advisory that concerns one must be accepted, with a
+reason, in .ci/advisories.json. Files: none that git tracks holds a key or a token.
 
 `--database DIR` looks all pins up anew, in a clone of github.com/pypa/advisory-database, and writes
 the answer to .ci/advisories.json; `make advisories` does that.
@@ -105,7 +105,10 @@ def read_snapshot(path: Path) -> Snapshot:
 def check_installed(pins: Pins, installed: Sequence[Distribution]) -> Iterator[str]:
     """Whether installed and pinned are the same, and nothing is pinned that nothing needs."""
     found = {str(canonicalize_name(one.name)): one for one in installed}
+    demanded = exactly_demanded(found)
     for name, one in sorted(found.items()):
+        if name not in pins and one.version in demanded.get(name, ()):
+            continue
         # torch's builds for one kind of machine say so behind a plus.
         if name not in TOOLS | {OWN} and pins.get(name) != Version(one.version).public:
             said = f"{pins[name]} in constraints.txt" if name in pins else "not in constraints.txt"
@@ -113,6 +116,21 @@ def check_installed(pins: Pins, installed: Sequence[Distribution]) -> Iterator[s
     needed = reachable(found)
     for name in sorted(pins.keys() - needed):
         yield f"{name} is pinned, and nothing needs it; take it out of constraints.txt"
+
+
+def exactly_demanded(installed: Mapping[str, Distribution]) -> dict[str, set[str]]:
+    """Names and versions that other packages demand and no others: they come pinned by those.
+
+    torch's builds for GPUs bring the libraries of CUDA so.
+    """
+    demanded: dict[str, set[str]] = {}
+    for one in installed.values():
+        for wish in map(Requirement, one.requires or []):
+            for specifier in wish.specifier:
+                if specifier.operator == "==" and "*" not in specifier.version:
+                    name = str(canonicalize_name(wish.name))
+                    demanded.setdefault(name, set()).add(specifier.version)
+    return demanded
 
 
 def reachable(installed: Mapping[str, Distribution]) -> set[str]:

@@ -59,6 +59,13 @@ def test_a_package_that_is_not_pinned_is_told():
     assert "1.0 in constraints.txt" in problem
 
 
+def test_what_a_pinned_package_demands_exactly_is_pinned_by_it():
+    installed = list(distributions())
+    name = "pydantic-core"  # pydantic demands one version of it
+    less = {key: version for key, version in pins().items() if key != name}
+    assert list(check_installed(less, installed)) == []
+
+
 def test_a_pin_that_nothing_needs_is_told():
     installed: list[Distribution] = list(distributions())
     (problem,) = check_installed({**pins(), "left-pad": "1.0"}, installed)
