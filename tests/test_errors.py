@@ -1,13 +1,15 @@
 """How a command ends: the exit code and the lines that the user sees."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
-from gpt.errors import Stopped, UserError, run_command
+from gpt.errors import Stopped, UserError, json_line, run_command
 
 
 def test_mistakes_are_lines_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +87,23 @@ def test_a_reader_that_had_enough() -> None:
     )
     assert result.returncode == 0
     assert result.stderr == ""
+
+
+def test_what_strangers_wrote_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(argv: Sequence[str]) -> None:
+        raise UserError("a\x1b[31mb\nc\r\x9b\u202ed", "x" * 10_000, *("y" for _ in range(100)))
+
+    assert run_command(body, []) == 2
+    err = capsys.readouterr().err.split("\n")
+    assert err[0] == "error: a�[31mb c ��d"
+    assert err[1].startswith("error: xxx")
+    assert len(err[1]) < 1300
+    assert len(err) == 22
+    assert err[20] == "and 82 more"
+
+
+def test_json_in_a_line_controls_no_terminal() -> None:
+    value = {"text": "\x1b[31m\x9b\u202e\ud800é学\n"}
+    line = json_line(value)
+    assert line == '{"text": "\\u001b[31m\\u009b\\u202e\\ud800é学\\n"}'
+    assert json.loads(line) == value

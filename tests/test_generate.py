@@ -309,6 +309,21 @@ def test_repetition_penalty() -> None:
     assert logits[0, 0] == 2.0, "the model's logits are left alone"
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 5e-324, 1e-38, 1e38, 1e300])
+def test_no_penalty_makes_sound_weights_look_broken(penalty: float) -> None:
+    logits = torch.tensor([[3.0, 0.0, -2.0, 1.0]])
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+        (token,) = choose(logits, sampling, [0.5], [[0, 1, 2]])
+        assert token == (3 if penalty > 1 else 0)
+
+
+def test_samples_come_without_end_and_without_delay() -> None:
+    pieces = generate(build(), BYTES, ["a"], Sampling(max_tokens=1, seed=1), 10**15)
+    last = next(piece for piece in itertools.islice(pieces, 200, None) if piece.completion)
+    assert last.sample > 50
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-12, 1e300])
 @pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2**-53])
 def test_extreme_temperatures(temperature: float, draw: float) -> None:

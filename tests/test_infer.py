@@ -142,6 +142,38 @@ def test_interactive_mode(
     assert main(options) == 0, "the end of the input ends it"
 
 
+def test_bytes_that_are_no_text_end_no_session(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin(monkeypatch, b"a\xff\xed\nb\n")
+    assert main(["--interactive", "--max-tokens", "2", "--temperature", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("a\ufffd")
+    assert "\nb" in out
+    assert err == ""
+
+
+def test_a_terminal_is_controlled_by_no_text(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--prompt", "\x1b]0;owned\x07\n\tb", "--max-tokens", "1", "--seed", "1"]
+    assert main(command) == 0
+    assert "\x1b]0;owned\x07\n\tb" in capsys.readouterr().out  # a pipe gets what there is
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(command) == 0
+    assert "\ufffd]0;owned\ufffd\n\tb" in capsys.readouterr().out
+
+
+def test_no_stdin_at_all(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["--prompt", "-"]) == 2
+    assert capsys.readouterr().err.startswith("error: --prompt -: stdin is closed")
+    assert main(["--interactive"]) == 2
+    assert "no terminal" in capsys.readouterr().err
+
+
 def test_interrupt_stops_a_text_and_the_session_goes_on(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
