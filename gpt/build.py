@@ -5,19 +5,21 @@ Each choice made for the user (device, number format, compile, length) is said, 
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt.checkpoint import Training
 from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
-from gpt.configfile import dump_config
+from gpt.configfile import dump_config, named
 from gpt.corpus import source_files
 from gpt.course import RateJump
-from gpt.data import TokenData, cached_data
+from gpt.data import TokenData, cached_data, open_data
 from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
-from gpt.errors import say
-from gpt.files import write_durably
+from gpt.errors import only_warnings, say
+from gpt.files import check_writable, write_durably
+from gpt.fits import check_fits
 from gpt.lr.findings import Facts, facts_of
 from gpt.lr.lint import lint
 from gpt.metrics import truncate_after
@@ -31,6 +33,7 @@ from gpt.schedule import Plan, build_scheduler, check_plan
 from gpt.tokenizer import build_tokenizer
 
 BYTES_VOCAB = 257
+SMALL_BYTES = 2_000_000  # a text of which --dry-run can know everything in a second
 CHARS_GUESS = 256  # letters, digits and signs of one alphabet; Chinese text has thousands
 
 
@@ -42,10 +45,14 @@ class Choices:
     dtype: torch.dtype
     compile: bool
     lines: list[str]
+    warnings: list[str]
 
 
 def choose(config: Config, vocab_size: int, total_steps: int) -> Choices:
-    """Device, number format and compile for a run; raises UserError for what is not there."""
+    """Device, number format and compile for a run.
+
+    Raises UserError for what is not there, and where the memory does not suffice.
+    """
     device = pick_device(config.train.device)
     rows = parameter_inventory(config.model, vocab_size)
     matrices = sum(row.count for row in rows if "W" in row.name or row.name == "FFN")
@@ -58,7 +65,15 @@ def choose(config: Config, vocab_size: int, total_steps: int) -> Choices:
         dtype,
         compiles,
         [f"device   {device}{threads}", f"dtype    {dtype_reason}", f"compile  {compile_reason}"],
+        check_fits(config, vocab_size, device, dtype, compiles=compiles),
     )
+
+
+def check_prompt(config: Config, data: TokenData) -> None:
+    """Raises UserError for a prompt that would end the run at its first evaluation."""
+    if config.eval.sample_tokens:
+        with named("eval.sample_prompt"):
+            data.tokenizer.encode(config.eval.sample_prompt)
 
 
 def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
@@ -68,7 +83,10 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     """
     total_steps = config.total_steps(data.train.n_tokens)
     plan = Plan.from_config(config, total_steps)
+    check_prompt(config, data)
     choices = choose(config, data.tokenizer.vocab_size, total_steps)
+    for line in choices.warnings:
+        say(line)
     seed_everything(config.run.seed)
     training = assemble(config, data, choices.device, choices.dtype)
     check_plan(plan, [group["lr"] for group in training.optimizer.param_groups])
@@ -127,7 +145,7 @@ def continue_or_start(
     check_left(start, plan)
     restore(start, training, plan, epoch_tokens)
     step = training.progress.step
-    truncate_after(run, step, training.progress.next_batch)
+    truncate_after(run, step, training.progress.next_batch, training.progress.evaluated_step)
     write_record(run, start.record)  # first: a config.yaml without it would seem changed by hand
     write_durably(run / "config.yaml", dump_config(start.config))
     say(f"run      {run}, going on after step {step} of {plan.total_steps}")
@@ -186,35 +204,48 @@ def dry_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> list[s
 
     Raises UserError for whatever would stop the run.
     """
+    pick_device(config.train.device)
     check_run(config, resume, rate)
     start = find_start(run_path(config), config, rate)
     config = start.config
-    device = pick_device(config.train.device)
+    files = source_files(config.data)
+    size = sum(path.stat().st_size for path in files)
     data = cached_data(config)
+    if data is None:
+        check_writable("data.dir", Path(config.data.dir))
+        data = small_data(config) if size <= SMALL_BYTES else None
     if data is None:
         vocab_size = expected_vocab_size(config.tokenizer)
     else:
         vocab_size = data.tokenizer.vocab_size
+        check_prompt(config, data)
     n_parameters = sum(row.count for row in parameter_inventory(config.model, vocab_size))
     plan = None
-    if data is None:
-        files = source_files(config.data)
-        size = sum(path.stat().st_size for path in files)
+    if data is not None or config.train.max_epochs is None:
+        epoch_tokens = 0 if data is None else data.train.n_tokens
+        plan = Plan.from_config(config, config.total_steps(epoch_tokens))
+    choices = choose(config, vocab_size, plan.total_steps if plan else 1)
+    device = choices.device
+    if data is None or plan is None:
         lines = [
             f"data     {len(files):,} files, {size:,} bytes; not tokenized yet: "
             "tokens and epochs are open",
-            f"device   {device}",
+            *choices.lines[:1],
         ]
-        if config.train.max_epochs is None:
-            plan = Plan.from_config(config, config.total_steps(epoch_tokens=0))
     else:
-        plan = Plan.from_config(config, config.total_steps(data.train.n_tokens))
-        lines = describe(config, data, plan, n_parameters)
-        lines += choose(config, vocab_size, plan.total_steps).lines
+        lines = describe(config, data, plan, n_parameters) + choices.lines
+    lines += choices.warnings
     if plan is not None:
         lines += lint_lines(config, plan, facts_of(n_parameters, data, device))
     lines += [*start.notes, *jump_lines(start, plan, vocab_size, data)]
     return [*lines, f"run      {run_path(config)} (dry run: nothing was written)"]
+
+
+def small_data(config: Config) -> TokenData:
+    """A small text tokenized for once, in a place of its own: what it tells is worth the second."""
+    with TemporaryDirectory() as folder, only_warnings():
+        elsewhere = config.data.model_copy(update={"dir": folder})
+        return open_data(config.model_copy(update={"data": elsewhere}), progress=False)
 
 
 def jump_lines(

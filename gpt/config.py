@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 TokenizerKind = Literal["bytes", "chars", "bpe", "gpt2", "cl100k_base", "o200k_base"]
 ScheduleName = Literal[
@@ -34,6 +34,24 @@ def _switch(value: object) -> object:
     return value
 
 
+def _name_of_file(value: str) -> str:
+    """Refuses what no file system takes as a path, before anything is tried with it."""
+    if any(character < " " or character == "\x7f" for character in value):
+        raise ValueError("a path without control characters is needed")
+    if len(value.encode()) > MOST_PATH_BYTES:
+        raise ValueError(f"a path of at most {MOST_PATH_BYTES:,} bytes is needed")
+    if any(len(name.encode()) > MOST_NAME_BYTES for name in value.split("/")):
+        raise ValueError(f"each name in a path may have {MOST_NAME_BYTES} bytes at most")
+    return value
+
+
+def _not_too_many(value: list[str]) -> list[str]:
+    """Refuses a list that the run's own config.yaml could not hold."""
+    if sum(len(path.encode()) for path in value) > MOST_SOURCES_BYTES:
+        raise ValueError(f"at most {MOST_SOURCES_BYTES:,} bytes together are read; name a folder")
+    return value
+
+
 def _with_default(given: object, default: dict[str, Any], *others: str) -> object:
     """Spells out the default of a key that competes with others, where none of them is given."""
     if isinstance(given, dict) and all(given.get(key) is None for key in [*default, *others]):
@@ -45,9 +63,14 @@ def _with_default(given: object, default: dict[str, Any], *others: str) -> objec
 # added to a sum of fp32, or divides by it, is 0 there.
 MOST = 2**63 - 1
 LEAST_RATE = 1e-30
+# File systems allow 255 bytes a name and 4,096 a path; what is made inside needs some of them.
+MOST_NAME_BYTES, MOST_PATH_BYTES = 200, 3000
+MOST_SOURCES_BYTES = 100_000
 
 Int = Annotated[int, BeforeValidator(_no_bool), Field(le=MOST)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_name_of_file)]
+Sources = Annotated[list[PathText], Field(min_length=1), AfterValidator(_not_too_many)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
@@ -60,20 +83,19 @@ class Section(BaseModel):
 class RunConfig(Section):
     """The run's name, place and seed."""
 
-    name: str = Field(
+    name: PathText = Field(
         "run",
         pattern=r"^[^\s./\\][^/\\\x00-\x1f]*$",
-        max_length=200,
         description="name of the run; its directory is run.dir/run.name",
     )
-    dir: str = Field("runs", min_length=1, description="folder that holds the run directories")
+    dir: PathText = Field("runs", description="folder that holds the run directories")
     seed: Int = Field(1337, ge=0, description="seed of the weights, the data order and the samples")
 
 
 class DataConfig(Section):
     """Which text, and how it is divided."""
 
-    source: str | Annotated[list[str], Field(min_length=1)] = Field(
+    source: PathText | Sources = Field(
         "python-stdlib",
         description="python-stdlib (the interpreter's own library), or a file, a folder, a glob, "
         "or a list of them: .txt .md .py .jsonl .csv .parquet",
@@ -85,22 +107,25 @@ class DataConfig(Section):
         description="share of the text kept for validation: whole documents where there are "
         "several, the tail where there is one",
     )
-    text_field: str = Field("text", description="field or column of .jsonl .csv .parquet to read")
-    encoding: str = Field("utf-8", description="encoding of the text files, as Python names it")
+    text_field: str = Field(
+        "text", max_length=1000, description="field or column of .jsonl .csv .parquet to read"
+    )
+    encoding: str = Field(
+        "utf-8", max_length=100, description="encoding of the text files, as Python names it"
+    )
     shuffle: bool = Field(
         True,
         description="draw each epoch's windows in an order of its own; false: in the text's order, "
         "which trains worse unless the text is a curriculum",
     )
-    dir: str = Field("data", min_length=1, description="folder that holds the tokenized shards")
+    dir: PathText = Field("data", description="folder that holds the tokenized shards")
 
 
 class TokenizerConfig(Section):
     """How text becomes ids."""
 
-    kind: str = Field(
+    kind: PathText = Field(
         "bpe",
-        min_length=1,
         description="bytes, chars, bpe (trained on the data), gpt2, cl100k_base, o200k_base, "
         "or the path of a ranks file (.tiktoken)",
     )
@@ -362,7 +387,7 @@ class TrainConfig(Section):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
         description="auto, cpu, cuda, cuda:N or mps",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -390,7 +415,9 @@ class EvalConfig(Section):
         80, ge=0, le=100_000, description="tokens of the sample printed at evaluations; 0: none"
     )
     sample_prompt: str = Field(
-        "\n", description="how that sample begins; empty: as a new document does"
+        "\n",
+        max_length=10_000,
+        description="how that sample begins; empty: as a new document does",
     )
 
 

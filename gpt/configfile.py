@@ -8,6 +8,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -26,6 +27,12 @@ _NOT_PLAIN = re.compile(
     r"[^ -~\u00a0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 Override = tuple[str, str]
+# A mistake often begins with the key that it is about.
+_KEY = re.compile(
+    "|".join(
+        rf"{section}\.(?:{'|'.join(type(values).model_fields)})\b" for section, values in Config()
+    )
+)
 
 
 @dataclass
@@ -98,6 +105,37 @@ def load_config(
         raise UserError(*dict.fromkeys(str(problem) for problem in problems))
     assert config is not None
     return config
+
+
+@contextmanager
+def located(path: Path | None, overrides: Sequence[Override] = ()) -> Iterator[None]:
+    """Puts before a mistake that shows only later where its key was written, if it was."""
+    try:
+        yield
+    except UserError as error:
+        source = _Source()
+        with suppress(UserError):
+            source = _read_yaml(path) if path is not None else source
+        _apply_overrides(source, overrides)
+        raise UserError(*(_at_its_place(line, source.where) for line in error.lines)) from None
+
+
+def _at_its_place(line: str, where: dict[str, str]) -> str:
+    key = _KEY.match(line)
+    place = where.get(key[0]) if key else None
+    if key is None or place is None:
+        return line
+    return place + line[key.end() :] if place.endswith(key[0]) else f"{place}: {line}"
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Puts a key before the mistakes of what it names, where they do not begin with one."""
+    try:
+        yield
+    except UserError as error:
+        lines = (line if _KEY.match(line) else f"{key}: {line}" for line in error.lines)
+        raise UserError(*lines) from None
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
@@ -235,9 +273,10 @@ def _read_text(path: Path) -> str:
 
 def _compose(path: Path, text: str) -> yaml.Node | None:
     """The tree of YAML nodes; UserError with the line for what is not YAML, and for aliases."""
+    loader = None
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_Loader):
+        depth, loader = 0, _Loader(text)
+        while event := loader.get_event():  # type: ignore[no-untyped-call]
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             line = event.start_mark.line + 1 if event.start_mark else 1
@@ -246,8 +285,8 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
             if depth > MAX_DEPTH:
                 raise UserError(f"{path}:{line}: nested too deeply; a config has sections and keys")
         return yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\U": there is no such character
+        mark = getattr(error, "problem_mark", None) or (loader and loader.get_mark())
         place = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise UserError(f"{path}{place}: not valid YAML: {problem}; fix that line") from None
@@ -354,10 +393,11 @@ def _problem(source: _Source, error: dict[str, Any]) -> _Problem:
     if error["type"] == "extra_forbidden":
         return _Problem(where, key, f"no such key{_nearest(path)}")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = re.sub(r"^(String|List) should ", "must ", message)
     if error["type"] == "string_pattern_mismatch":
         info = _section_class(Config.model_fields[path[0]].annotation).model_fields[path[1]]
         message = f"not of the form of this key ({info.description})"
-    elif error["type"] != "value_error":
+    elif error["type"] != "value_error" and not message.startswith("must "):
         message = (
             f"must be {message}" if message[:1].islower() or message.startswith("'") else message
         )

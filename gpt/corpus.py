@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from gpt.config import DataConfig
+from gpt.configfile import named
 from gpt.errors import UserError
 from gpt.sources import Document, documents, source_files, source_name
 
@@ -101,6 +102,7 @@ class Corpus:
         return (piece.text for piece in self.pieces() if not (train_only and piece.val))
 
 
+@named("data.source")
 def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
     """Reads the source once: sizes, fingerprint, and the split."""
     total, n_documents, n_chars, n_bytes, smallest = hashlib.sha256(), 0, 0, 0, 0

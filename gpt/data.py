@@ -24,7 +24,7 @@ from gpt.batches import Batches, check_context, eval_batches
 from gpt.config import Config, is_tokenizer_kind
 from gpt.corpus import Corpus, Piece, scan, source_files
 from gpt.errors import UserError, say
-from gpt.files import is_sealed, locked, sealed, sync, write_durably
+from gpt.files import check_writable, is_sealed, locked, sealed, sync, write_durably
 from gpt.ranks import ranks_path
 from gpt.shards import Hex, ShardWriter, Split, SplitMeta, hash_file, open_split
 from gpt.sources import STDLIB
@@ -90,6 +90,7 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
     if data is not None:
         say(f"data: reused {_summary(data)}")
         return data
+    check_writable("data.dir", folder.parent)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".lock-{folder.name}", wait=True):

@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise UserError(f"train.device: {name!r} is not auto, cpu, cuda, cuda:N or mps; use auto")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows: without locks, two writers are the user's own to avoid
@@ -71,6 +73,13 @@ def is_sealed(content: bytes) -> bool | None:
         return None
     blank = content[: found.start(1)] + _NO_SEAL.encode() + content[found.end(1) :]
     return hashlib.sha256(blank).hexdigest().encode() == found[1]
+
+
+def check_writable(key: str, path: Path) -> None:
+    """Raises UserError where a folder could not be made, without writing anything to find out."""
+    there = next(each for each in [path, *path.absolute().parents] if os.path.lexists(each))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {path} cannot be written: {there} forbids it; give another")
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt.checkpoint import (
+    REPLACED,
     CheckpointError,
     Progress,
     Training,
@@ -22,7 +23,7 @@ from gpt.checkpoint import (
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.errors import UserError, say
-from gpt.files import HeldError, locked, read_plain, write_durably
+from gpt.files import HeldError, check_writable, locked, read_plain, write_durably
 from gpt.metrics import truncate_after
 from gpt.ratepolicy import KeyChange, RatePolicy, check_changes, write_record
 
@@ -63,8 +64,7 @@ def locked_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> Ite
         ) from None
     try:
         with locked(path / ".lock", wait=False):
-            for stale in [*path.glob(".tmp-*"), *(path / "checkpoints").glob(".tmp-*")]:
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            _tidy(path)
             try:
                 yield path
             finally:
@@ -82,6 +82,7 @@ def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None
     Whether its newest checkpoint can, is found out by `resume.find_start`.
     """
     path = run_path(config)
+    check_writable("run.dir", path.parent)
     if path.exists() and not path.is_dir():
         raise UserError(f"run.name: {path} is a file; choose another --run.name")
     check_plain(path)
@@ -218,20 +219,22 @@ def find_checkpoint(run: Path | None, checkpoint: Path | None, runs: Path = Path
 def save_run(run: Path, training: Training) -> Path:
     """Saves a checkpoint of this moment and drops the old ones beyond `checkpoint.keep`.
 
-    The newest and the best are never dropped. Raises SaveError when the disk refuses.
+    The newest and the best are never dropped. Where the disk has no room for one more, the oldest
+    goes first, if another one is left. Raises SaveError when the disk refuses.
     """
-    progress = training.progress
+    progress, keep = training.progress, training.config.checkpoint.keep
     folder = run / "checkpoints" / f"step-{progress.step:08d}"
-    if folder.exists():  # a damaged or superseded one of the same step: out of the way first
-        old = folder.with_name(f".tmp-old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        save_checkpoint(folder, training)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        save_checkpoint(folder, training)
-    _write_best(run, progress)
-    _retain(run, training.config.checkpoint.keep, progress)
+    try:
+        try:
+            save_checkpoint(folder, training)
+        except SaveError as error:
+            if not (error.no_room and keep > 1 and _retain(run, keep - 1, progress)):
+                raise
+            save_checkpoint(folder, training)
+        _write_best(run, progress)
+        _retain(run, keep, progress)
+    except OSError as error:
+        raise SaveError(error) from error
     return folder
 
 
@@ -258,6 +261,16 @@ def _write_best(run: Path, progress: Progress) -> None:
         write_durably(run / "checkpoints" / "best.json", json.dumps(best) + "\n")
 
 
+def _tidy(run: Path) -> None:
+    """Removes what a killed process left; a checkpoint whose successor never came is put back."""
+    for old in (run / "checkpoints").glob(f"{REPLACED}*"):
+        folder = old.with_name(old.name.removeprefix(REPLACED))
+        if not folder.exists():
+            old.rename(folder)
+    for stale in [*run.glob(".tmp-*"), *(run / "checkpoints").glob(".tmp-*")]:
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
 def _remove_if_unused(run: Path) -> None:
     """Takes back the folder of a run that failed before it began."""
     if not (run / "config.yaml").exists():
@@ -267,14 +280,20 @@ def _remove_if_unused(run: Path) -> None:
             run.rmdir()
 
 
-def _retain(run: Path, keep: int, progress: Progress) -> None:
-    """Drops all but the newest `keep` and the best. Newer ones than this step are superseded."""
+def _retain(run: Path, keep: int, progress: Progress) -> int:
+    """Drops all but the newest `keep` and the best; returns how many went.
+
+    Newer ones than this step are superseded. What best.json names stays until it names another.
+    """
     folders = checkpoint_folders(run)
     now = f"step-{progress.step:08d}"
-    best = f"step-{progress.best_step:08d}" if progress.best_step is not None else None
+    best = [_best_folder(run)]
+    if progress.best_step is not None:
+        best.append(run / "checkpoints" / f"step-{progress.best_step:08d}")
     past = [folder for folder in folders if folder.name <= now]
-    for folder in folders:
-        if folder not in past[-keep:] and folder.name != best:
-            doomed = folder.with_name(f".tmp-drop-{folder.name}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    dropped = [folder for folder in folders if folder not in (*past[-keep:], *best)]
+    for folder in dropped:
+        doomed = folder.with_name(f".tmp-drop-{folder.name}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return len(dropped)

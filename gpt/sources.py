@@ -173,11 +173,14 @@ def read_text(path: Path, encoding: str = "utf-8") -> Iterator[str]:
                 pending = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(raw, final=not raw)
-                except UnicodeDecodeError as error:
-                    place = offset - pending + error.start
+                    text.encode()  # some encodings have halves of characters
+                except UnicodeError as error:
+                    what = f"near byte {offset}: {error}"
+                    if isinstance(error, UnicodeDecodeError):
+                        wrong = error.object[error.start]
+                        what = f"byte {offset - pending + error.start} is 0x{wrong:02x}"
                     raise UserError(
-                        f"{path}: not {encoding} text: byte {place} is "
-                        f"0x{error.object[error.start]:02x}; convert the file, "
+                        f"{path}: not {encoding} text: {what}; convert the file, "
                         "or name its encoding in data.encoding"
                     ) from None
                 if "\0" in text:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.config import TokenizerConfig, is_tokenizer_kind
+from gpt.configfile import named
 from gpt.errors import UserError, say
 from gpt.files import read_plain
 from gpt.ranks import (
@@ -218,6 +219,7 @@ def _ranks_tokenizer(kind: str, ranks: Ranks, split: str, eot_id: int) -> Tokeni
     return Tokenizer(kind, tokens, eot_id, encode, files)
 
 
+@named("tokenizer.kind")
 def _file_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """A vocabulary from the user's own ranks file."""
     path = ranks_path(config.kind)

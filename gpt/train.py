@@ -16,8 +16,10 @@ from gpt.ending import (
     reached_patience,
     report,
     telling_where_it_stands,
+    way_on,
 )
 from gpt.errors import UserError, say
+from gpt.fits import memory_errors
 from gpt.generate import Sampling, generate
 from gpt.guard import SpikeGuard
 from gpt.ratepolicy import RatePolicy
@@ -49,29 +51,38 @@ def train(
     keep_freed_memory()
     if not title and (busy := busy_warning()):
         say(f"warning: {busy}")
-    with locked_run(config, resume, rate) as run, telling_where_it_stands(run):
-        data = data or open_data(config)
-        start = find_start(run, config, rate)
-        config = start.config
-        training, plan = build_training(config, data)
-        jump = continue_or_start(run, training, plan, start, data.train.n_tokens)
-        with StopRequest() as stop, Recorder(run, training, plan.total_steps, title) as recorder:
-            if start.checkpoint is not None:
-                recorder.event("resumed")
-            if jump is not None:
-                recorder.event("rate_policy", **jump.values())
-            batches = Batches(
-                data.train,
-                config.model.context_len,
-                config.train.batch_size,
-                config.run.seed,
-                shuffle=config.data.shuffle,
-            )
-            recorder.begin(data)
-            ending = train_until_end(run, training, plan, batches, data.val, recorder, stop)
-            recorder.end(in_words(ending, training, plan))
-        report(run, training, plan, ending)
+    with locked_run(config, resume, rate) as run:
+        with telling_where_it_stands(run), memory_errors(config, run):
+            stop = train_in(run, config, rate, title, data or open_data(config))
         stop.raise_if_requested()
+
+
+def train_in(
+    run: Path, config: Config, rate: RatePolicy, title: str, data: TokenData
+) -> StopRequest:
+    """The same in a directory that this process holds; returns whether it was asked to stop."""
+    start = find_start(run, config, rate)
+    config = start.config
+    training, plan = build_training(config, data)
+    jump = continue_or_start(run, training, plan, start, data.train.n_tokens)
+    stop = StopRequest(way_on(run))
+    with stop, Recorder(run, training, plan.total_steps, title) as recorder:
+        if start.checkpoint is not None:
+            recorder.event("resumed")
+        if jump is not None:
+            recorder.event("rate_policy", **jump.values())
+        batches = Batches(
+            data.train,
+            config.model.context_len,
+            config.train.batch_size,
+            config.run.seed,
+            shuffle=config.data.shuffle,
+        )
+        recorder.begin(data)
+        ending = train_until_end(run, training, plan, batches, data.val, recorder, stop)
+        recorder.end(in_words(ending, training, plan))
+    report(run, training, plan, ending)
+    return stop
 
 
 def train_until_end(
@@ -95,13 +106,14 @@ def train_until_end(
         guard = SpikeGuard(config.train.spike_sigma, config.train.skip_limit, progress)
     while True:
         step, limit = progress.step, reached_limit(config, plan, progress.step, progress.seconds)
+        evaluated = False
         if step > progress.evaluated_step and (limit or step % config.eval.every_steps == 0):
-            evaluate_and_sample(training, val, recorder, stop)
+            evaluated = evaluate_and_sample(training, val, recorder, stop)
         # Asked once: a stop that is seen after the save must wait for the next one.
         ending = limit or reached_patience(training) or (STOPPED if stop.requested else "")
         best = progress.best_step == step
         due = ending or best or step % config.checkpoint.every_steps == 0
-        if step > saved_step and due:
+        if due and (step > saved_step or evaluated):
             last_save_failed = not save(run, training, recorder)
             saved_step = step
         recorder.tick()
@@ -148,22 +160,23 @@ def step_once(
 
 def evaluate_and_sample(
     training: Training, val: Split, recorder: Recorder, stop: StopRequest
-) -> None:
+) -> bool:
     """Validation loss over the same tokens as ever, and a few words from the model.
 
-    Leaves everything as it was if a stop is requested on the way: a resumed run does it again.
+    False, and everything as it was, if a stop is requested on the way: a resumed run does it again.
     """
     config, progress = training.config, training.progress
     device = next(training.model.parameters()).device
     result = evaluate(training, val, device, lambda: stop.requested)
     if result is None:
-        return
+        return False
     train_loss = note_evaluation(progress, result)
     recorder.evaluation(result, train_loss, is_best=progress.best_step == progress.step)
     if config.eval.sample_tokens and math.isfinite(result.loss):
         text = sample(training)
         recorder.event("sample", prompt=config.eval.sample_prompt, text=text)
         recorder.line(f"sample | {config.eval.sample_prompt}{text}".replace("\n", "\n       | "))
+    return True
 
 
 def sample(training: Training) -> str:

@@ -48,12 +48,13 @@ LAYERS = [
     {"checkpoint"},
     {"guard"},
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
-    {"lr.lint", "lr.lint_optimizer", "resume", "autopsy"},
+    {"lr.lint", "lr.lint_optimizer", "lr.memory", "resume", "autopsy"},
+    {"fits"},
     {"record", "build"},
     {"broken", "infer", "ending"},
     {"train"},
     # The learning-rate desk: its arithmetic and small trainings, its tools, what they draw.
-    {"lr.bracket", "lr.decide", "lr.draft", "lr.memory", "lr.outcome", "lr.plan_start"}
+    {"lr.bracket", "lr.decide", "lr.draft", "lr.outcome", "lr.plan_start"}
     | {"lr.rules", "lr.size", "lr.trial", "lr.lessons.words", "lr.lessons.tiny"},
     {"lr.budget", "lr.find", "lr.labels", "lr.ledger", "lr.plan", "lr.resize", "lr.scale"}
     | {"lr.suggest", "lr.lessons.picture", "lr.lessons.side_by_side"},

@@ -142,7 +142,7 @@ def test_missing_sources_are_all_named_with_the_nearest(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     bad = [
         str(tmp_path / "corpsu.txt"), str(tmp_path / "*.md"), str(tmp_path / "empty"),
-        "x" * 5000, "~nobody-here/x.txt", "a\0b",
+        "~nobody-here/x.txt",
     ]  # fmt: skip
     with pytest.raises(UserError) as error:
         source_files(config(bad))

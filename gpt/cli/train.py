@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.configfile import knobs_help, load_config, split_overrides
+from gpt.configfile import knobs_help, load_config, located, split_overrides
 from gpt.errors import run_command
 from gpt.ratepolicy import POLICIES
 
@@ -18,14 +18,15 @@ def _train(argv: Sequence[str]) -> None:
     rest, overrides = split_overrides(argv)
     arguments = _parser().parse_args(rest)
     config = load_config(arguments.config, overrides)
-    if arguments.dry_run:
-        from gpt.build import dry_run
+    with located(arguments.config, overrides):
+        if arguments.dry_run:
+            from gpt.build import dry_run
 
-        print("\n".join(dry_run(config, arguments.resume, arguments.rate)))
-    else:
-        from gpt.train import train
+            print("\n".join(dry_run(config, arguments.resume, arguments.rate)))
+        else:
+            from gpt.train import train
 
-        train(config, resume=arguments.resume, rate=arguments.rate)
+            train(config, resume=arguments.resume, rate=arguments.rate)
 
 
 def _parser() -> argparse.ArgumentParser:

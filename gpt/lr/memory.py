@@ -116,7 +116,8 @@ def _rehearse(model: GPT, config: Config, vocab_size: int, dtype: torch.dtype) -
     live.ignore([*model.parameters(), *model.buffers()])
     with live:
         # From the second micro-batch on, the gradients of the earlier ones are there as well.
-        for x, y in list(zip(torch.split(rows, size), torch.split(targets, size), strict=True))[:2]:
+        two = slice(None, 2 * size)
+        for x, y in zip(torch.split(rows[two], size), torch.split(targets[two], size), strict=True):
             with autocast(device, dtype):
                 logits = model(x)
             loss = cross_entropy_sum(logits, y) / targets.numel()

@@ -18,6 +18,7 @@ MODULES = {
     3: "resume_everywhere",
     6: "stop_signals",
     9: "two_writers",
+    10: "any_config",
     13: "broken_numbers",
     15: "any_schedule",
 }

@@ -1,0 +1,319 @@
+"""Whether a run fits into the memory that is free, and what would fit where it does not.
+
+Bounds in closed form settle most cases at once; between them a rehearsal (`lr.memory`) says more.
+What the estimate missed is caught when an allocation fails: the same advice, and where to go on.
+"""
+
+import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gpt.config import Config
+from gpt.errors import UserError
+from gpt.lr.memory import estimate_memory
+from gpt.model import parameter_inventory
+from gpt.rundir import newest_checkpoint
+
+# Shares of what is free. Up to the first, no closer look is needed; over the second, a warning.
+SURE, NEAR = 0.5, 0.8
+# Advice leaves this much, for what no estimate knows of.
+ADVISED = 0.9
+_FLOAT = 4
+# Python's and NumPy's own objects for one sequence while a batch is put together; measured.
+_SEQUENCE_BYTES = 300
+# A token as it is read, as int64, and as input and target.
+_TOKEN_BYTES = 4 + 8 + 8 + 8
+_FAILURES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+
+
+class Room(NamedTuple):
+    """Bytes that are free, and those that swapping would add to them."""
+
+    free: float
+    swap: float = 0
+
+
+class Bounds(NamedTuple):
+    """Bytes of a training step: what is there throughout, and bounds of the most at once."""
+
+    resting: float
+    low: float
+    high: float
+
+
+def room(device: torch.device) -> Room | None:
+    """The memory that a run may take on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Room(torch.cuda.mem_get_info(device)[0] + kept)
+    if device.type == "mps":
+        return Room(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    found = _numbers(Path("/proc/meminfo"))
+    if "MemAvailable" not in found:
+        return None
+    free = min([found["MemAvailable"], *_limits()])
+    swap = found.get("SwapFree", 0) if free == found["MemAvailable"] else 0
+    return Room(free, swap)
+
+
+def _limits() -> Iterator[float]:
+    """What is left of the limits of this process and of its container."""
+    import resource  # Windows has none, and no /proc/meminfo either
+
+    mine = _numbers(Path("/proc/self/status"))
+    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most, _ = resource.getrlimit(limit)
+        if most != resource.RLIM_INFINITY and used in mine:
+            yield max(0.0, most - mine[used])
+    for folder, limit_name, used_name in _groups():
+        with suppress(OSError, ValueError):  # no such limit
+            allowed = int((folder / limit_name).read_text())
+            cached = _numbers(folder / "memory.stat").get("inactive_file", 0)
+            yield max(0.0, allowed - int((folder / used_name).read_text()) + cached)
+
+
+def _groups() -> Iterator[tuple[Path, str, str]]:
+    """The control groups that this process is in, innermost first, and their files."""
+    root, own = Path("/sys/fs/cgroup"), ""
+    with suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = next((line[3:] for line in lines if line.startswith("0::")), "")
+    inner = Path(own.strip("/"))
+    for folder in [inner, *inner.parents]:
+        yield root / folder, "memory.max", "memory.current"
+    yield root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    """Lines such as `MemAvailable:  12 kB` as bytes by name."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.replace(":", " ").split() for line in lines]
+    return {
+        parts[0]: float(parts[1]) * (1024 if parts[2:] == ["kB"] else 1)
+        for parts in words
+        if len(parts) > 1 and parts[1].isdigit()
+    }
+
+
+def bounds(config: Config, vocab_size: int) -> Bounds:
+    """The memory of a step in closed form: between which bounds it must lie.
+
+    Measured against the rehearsal over widths, depths, contexts, vocabularies, activations and
+    formats: it lies at 0.2 to 0.99 of the upper one.
+    """
+    model, train = config.model, config.train
+    n_parameters = sum(row.count for row in parameter_inventory(model, vocab_size))
+    of_state = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adafactor": 0}[config.optimizer.name]
+    batch = train.batch_size * (model.context_len * _TOKEN_BYTES + _SEQUENCE_BYTES)
+    tokens = (train.micro_batch_size or train.batch_size) * model.context_len
+    least_state = min(1, of_state) if config.optimizer.momentum else 0
+    low = _FLOAT * n_parameters * (2 + least_state) + batch
+    inside = model.n_layer * (4 * model.n_embd + model.hidden) * _FLOAT / 2
+    least = tokens * (inside + 3 * vocab_size * _FLOAT)
+    inside = model.n_layer * (20 * model.n_embd + 4 * model.hidden) + 10 * model.n_embd
+    most = tokens * (inside + 4 * vocab_size) * _FLOAT
+    resting = _FLOAT * n_parameters * (2 + of_state) + batch
+    return Bounds(low, low + least, 1.2 * resting + most)
+
+
+def check_fits(
+    config: Config, vocab_size: int, device: torch.device, dtype: torch.dtype, *, compiles: bool
+) -> list[str]:
+    """Raises UserError, before anything is allocated, where a step does not fit; warns where near.
+
+    What is compiled, or runs on an accelerator, holds less than the estimate: it is refused only
+    for what any step holds.
+    """
+    there = room(device)
+    if there is None:
+        return []
+    at = bounds(config, vocab_size)
+    if at.high <= SURE * there.free:
+        return []
+    whole = there.free + there.swap
+    if at.resting > whole:
+        raise _too_large(config, vocab_size, at.resting, there, device)
+    need = at.low
+    if need <= whole:
+        need = rehearsed(config, vocab_size, dtype)
+    exact = device.type == "cpu" and not compiles
+    if need > whole and exact:
+        raise _too_large(config, vocab_size, need, there, device, dtype)
+    if need > NEAR * there.free:
+        fits = advice(config, vocab_size, there.free, dtype)
+        return [
+            f"warning: a step needs about {gigabytes(need)} of memory, and {gigabytes(there.free)} "
+            f"are free on {device}{f'; should it not fit: {fits}' if fits else ''}"
+        ]
+    return []
+
+
+def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
+    """The bytes of a step by rehearsal; a deep model's from those of few layers, which are alike.
+
+    Each layer adds the same, whatever the number of layers.
+    """
+    batch = config.train.batch_size
+    own = batch * (config.model.context_len * (_TOKEN_BYTES - 16) + _SEQUENCE_BYTES)
+    n_layer = config.model.n_layer
+    if n_layer <= 3:
+        return own + estimate_memory(config, vocab_size, dtype).total
+    few, more = (
+        float(estimate_memory(_with(config, n_layer=n), vocab_size, dtype).total) for n in (2, 3)
+    )
+    return own + more + (n_layer - 3) * (more - few)
+
+
+def _with(config: Config, **changes: int) -> Config:
+    """The config with some of the sizes that decide what it needs."""
+    of_train = {"batch_size", "micro_batch_size"}
+    train = {key: value for key, value in changes.items() if key in of_train}
+    shape = {key: value for key, value in changes.items() if key not in of_train}
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "model": config.model.model_copy(update=shape),
+        }
+    )
+
+
+def _too_large(
+    config: Config,
+    vocab_size: int,
+    need: float,
+    there: Room,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> UserError:
+    what = "a step needs about" if dtype else "weights, gradients and optimizer alone need"
+    swap = f" (and {gigabytes(there.swap)} of swap)" if there.swap else ""
+    changes = fitting(config, vocab_size, there.free, dtype)
+    key = next(iter(changes), "model.n_embd").replace("micro_", "")
+    section, _, name = key.partition(".")
+    value = config.model_dump()[section][name]
+    fits = f"it would fit with {_options(changes)}" if changes else "no size of it would fit"
+    return UserError(
+        f"{key} {value}: {what} {gigabytes(need)} of memory, and {gigabytes(there.free)}{swap} are "
+        f"free on {device}; {fits}"
+    )
+
+
+def fitting(
+    config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None
+) -> dict[str, int]:
+    """Sizes that would fit, by key: the largest micro-batch; else a shorter context, and so on.
+
+    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps.
+    """
+    limit, batch = ADVISED * free, config.train.batch_size
+    micro = config.train.micro_batch_size or batch
+    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype)):
+        return {"train.micro_batch_size": most}
+    now, changes = _with(config, micro_batch_size=1), {"train.micro_batch_size": 1}
+    if micro == 1:
+        changes = {}
+    for key, least in (
+        ("batch_size", 1),
+        ("context_len", 16),
+        ("n_layer", 1),
+        ("n_embd", 2 * config.model.n_head),
+    ):
+        section = "train" if key == "batch_size" else "model"
+        if key == "batch_size" and _batch_bytes(now) < 0.3 * limit:
+            continue
+        while bounds(now, vocab_size).high > limit:
+            value = int(getattr(getattr(now, section), key)) // 2
+            value -= value % least if key == "n_embd" else 0
+            if value < least:
+                break
+            now, changes = _with(now, **{key: value}), {**changes, f"{section}.{key}": value}
+    if bounds(now, vocab_size).high > limit:
+        return {}
+    first = [key for key in changes if key != "train.micro_batch_size"]
+    return {key: changes[key] for key in [*first, *changes]}
+
+
+def _batch_bytes(config: Config) -> float:
+    return config.train.batch_size * (config.model.context_len * _TOKEN_BYTES + _SEQUENCE_BYTES)
+
+
+def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
+    """The largest micro-batch whose step is estimated to fit; 0 if none.
+
+    Each sequence adds the same, so that two rehearsals tell of all sizes between.
+    """
+    micro = config.train.micro_batch_size or config.train.batch_size
+    if micro == 1:
+        return 0
+    few, all_but_one = (
+        rehearsed(_with(config, micro_batch_size=size), vocab_size, dtype)
+        for size in (1, micro - 1)
+    )
+    if few > limit:
+        return 0
+    each = (all_but_one - few) / max(1, micro - 2)
+    most = micro - 1 if each <= 0 else min(micro - 1, 1 + int((limit - few) / each))
+    return 2 ** (most.bit_length() - 1) if most > 4 else most
+
+
+def advice(config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None) -> str:
+    """The sizes that would fit, as they can be typed; empty where nothing helps."""
+    return _options(fitting(config, vocab_size, free, dtype))
+
+
+def _options(changes: dict[str, int]) -> str:
+    return " ".join(f"--{key} {value}" for key, value in changes.items())
+
+
+def gigabytes(n_bytes: float) -> str:
+    """A size for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch, NumPy, Python and the system each say it their way."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _FAILURES)
+
+
+@contextmanager
+def memory_errors(config: Config, run: Path) -> Iterator[None]:
+    """Turns a failed allocation in a run into one line: what would fit, and where it goes on."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors
+        raise out_of_memory(config, run) from None
+
+
+def out_of_memory(config: Config, run: Path) -> UserError:
+    """The end of a run whose memory did not suffice."""
+    micro, kept = config.train.micro_batch_size or config.train.batch_size, newest_checkpoint(run)
+    key = "train.micro_batch_size" if config.train.micro_batch_size else "train.batch_size"
+    again = f"gpt-train --config {run / 'config.yaml'}"
+    if micro > 1:
+        value, way = micro, f"{again} --train.micro_batch_size {max(1, micro // 2)}"
+    else:
+        key, value = "model.context_len", config.model.context_len
+        way = f"{again} --model.context_len {max(1, value // 2)} --run.name {config.run.name}-short"
+    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    return UserError(
+        f"{key} {value}: the memory did not suffice for a step, whatever else runs on this machine "
+        f"counted in; stopped, {where}. Go on with: {way}"
+    )
