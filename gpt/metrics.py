@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 from tqdm import tqdm
 
 from gpt.config import Config
-from gpt.errors import UserError, shown
+from gpt.errors import UserError, put, say, shown
 from gpt.files import open_plain, read_plain, write_durably
 from gpt.trackers import Trackers, step_of
 
@@ -51,16 +51,39 @@ class MetricsLog:
         )
         # Unbuffered: a line is with the operating system, in one call, before `write` returns.
         self._file = (run_dir / METRICS_NAME).open("ab", buffering=0)
+        self._unwritten = bytearray()
+        self._refused = False
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record as one line; it survives whatever happens to this process."""
+        """Appends one record as one line; it survives whatever happens to this process.
+
+        What a full disk does not take is kept, and written before the next record.
+        """
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
         # Half a character, as a text may hold, becomes a question mark.
-        self._file.write(text.encode(errors="replace") + b"\n")
+        self._unwritten += text.encode(errors="replace") + b"\n"
+        self._write_out()
         self._trackers.write(record)
+
+    def _write_out(self) -> None:
+        try:
+            while self._unwritten:  # a disk that is nearly full takes a part
+                del self._unwritten[: self._file.write(self._unwritten)]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                say(
+                    f"warning: {self._file.name} takes no more lines ({error.strerror}); they are "
+                    "kept, and written once there is room"
+                )
+            self._refused = True
 
     def close(self, *, failed: bool = False) -> None:
         """Closes the file and the trackers; `failed`: the run ended by an error."""
+        self._write_out()
+        if self._unwritten:
+            lines = self._unwritten.count(b"\n")
+            say(f"warning: {self._file.name} lacks its last {lines:,} lines: there was no room")
         self._file.close()
         self._trackers.close(failed=failed)
 
@@ -125,11 +148,16 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
                 yield line, record
 
 
-def truncate_after(run_dir: Path, step: int, next_batch: float = math.inf) -> None:
+def truncate_after(
+    run_dir: Path,
+    step: int,
+    next_batch: float = math.inf,
+    evaluated_step: float = math.inf,
+) -> None:
     """Drops what was written after `step`, and torn lines, so that a resume repeats no step.
 
-    Events of batches from `next_batch` on, which come again, are dropped too. The file is replaced
-    as a whole: a crash leaves the old one or the new one.
+    What comes again is dropped too: events of batches from `next_batch` on, and evaluations after
+    `evaluated_step`. The file is replaced as a whole: a crash leaves the old one or the new one.
     """
     path = run_dir / METRICS_NAME
     try:
@@ -141,11 +169,15 @@ def truncate_after(run_dir: Path, step: int, next_batch: float = math.inf) -> No
     kept = b"".join(
         line
         for line, record in _lines(path)
-        if _number_of(record, "step") <= step
+        if _number_of(record, "step") <= (min(step, evaluated_step) if _evaluates(record) else step)
         and (record.get("kind") != "event" or _number_of(record, "batch", -1) < next_batch)
     )
     if kept != written:
         write_durably(path, kept)
+
+
+def _evaluates(record: Mapping[str, Any]) -> bool:
+    return record.get("kind") == "eval" or record.get("event") == "sample"
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -219,7 +251,7 @@ class Console:
             self._bar.close()
 
     def _print(self, text: str) -> None:
-        print(shown(text), file=self._stream, flush=True)
+        put(shown(text), self._stream)
 
     def __enter__(self) -> "Console":
         return self

@@ -174,6 +174,28 @@ def test_stop_during_evaluation_repeats_that_evaluation(
     assert final_state(whole, 12) == final_state(parts, 12)
 
 
+def test_stop_during_the_last_evaluation_is_made_up_for_once(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = make_config(run__name="whole"), make_config(run__name="parts")
+    train(whole)
+    evaluate = gpt.train.evaluate
+
+    def evaluate_and_signal(training, split, device, should_stop):  # type: ignore[no-untyped-def]
+        if training.progress.step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(training, split, device, should_stop)
+
+    monkeypatch.setattr(gpt.train, "evaluate", evaluate_and_signal)
+    with pytest.raises(Stopped):
+        train(parts)
+    monkeypatch.setattr(gpt.train, "evaluate", evaluate)
+    for _ in range(2):
+        train(parts)
+        assert logged(whole) == logged(parts)
+        assert final_state(whole, 12) == final_state(parts, 12)
+
+
 def test_kill_minus_nine_loses_nothing(make_config: ConfigMaker, tmp_path: Path) -> None:
     """Killed at random instants, started again each time; seeds are the kill's delays."""
     changes = {"train__max_steps": "100", "checkpoint__every_steps": "5", "eval__every_steps": "25"}
