@@ -59,6 +59,7 @@ __all__ = [
     "verify_checkpoint",
 ]
 
+REPLACED = ".tmp-old-"
 STATE_KEYS = ["progress", "scheduler", "scaler", "optimizer", "dtype", "data_fingerprint"]
 STATE_KEYS += ["data_parts", "torch"]
 NEW_IN_2 = {"data_parts"}  # keys of the state that version 1 does not have
@@ -120,17 +121,23 @@ class Training:
 def save_checkpoint(folder: Path, training: Training) -> None:
     """Writes `folder` so that at every instant it is either absent or whole and durable.
 
+    One that is there is replaced: between two renames it has the name of `REPLACED` before its own.
     Raises SaveError when the disk refuses; nothing temporary is left then.
     """
     temporary = folder.with_name(f".tmp-{folder.name}")
+    replaced = folder.with_name(f"{REPLACED}{folder.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(temporary, training)
         write_manifest(temporary, training.progress.step)
         sync(temporary)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
         temporary.rename(folder)
         sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(error) from error
