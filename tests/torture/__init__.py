@@ -19,6 +19,8 @@ MODULES = {
     6: "stop_signals",
     9: "two_writers",
     10: "any_config",
+    11: "hostile_files",
+    12: "any_prompt",
     13: "broken_numbers",
     15: "any_schedule",
 }

@@ -16,7 +16,8 @@ from typing import Any
 
 TERABYTE = 2**40
 DEEP = 10**6
-ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e</script><script>alert(1)</script><img src=x onerror=a>"
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e"
+ESCAPES += "</script><script>alert(1)</script><img src=x onerror=a>"
 
 
 @dataclass
@@ -113,7 +114,7 @@ class _Payload:
 
 @dataclass(frozen=True)
 class Attack:
-    """How a scene is spoiled. `spoil` returns the command lines that meet it, each with its codes."""
+    """How a scene is spoiled: `spoil` returns the command lines that meet it."""
 
     kind: str
     name: str

@@ -152,7 +152,7 @@ TORTURE = Torture(
     promise="nothing executed, nothing outside written; at most 1.5 GB and 5 s of work; one line "
     "that says why, or read as the data it is; no control character reaches the terminal",
     full=len(ATTACKS),
-    short=12,
+    short=8,
     case=case,
     prepare=prepare,
     chunk=4,
