@@ -1,5 +1,6 @@
 """One writer a directory; what is kept; what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,6 @@ from tests.conftest import ConfigMaker
 
 
 def test_a_second_process_is_told_who_holds_the_run(make_config: ConfigMaker) -> None:
-    import os
-
     config = make_config()
     with (
         locked_run(config, "auto"),
@@ -60,3 +59,35 @@ def test_a_run_that_never_began_leaves_no_folder(make_config: ConfigMaker) -> No
     with pytest.raises(UserError, match="no such text"), locked_run(config, "auto"):
         raise UserError("no such text")
     assert not run_path(config).exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".lock", "curve.png", "checkpoints/.tmp-x"])
+@pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "link to a folder", "pipe"])
+def test_a_run_writes_through_no_link(
+    make_config: ConfigMaker, tmp_path: Path, name: str, kind: str
+) -> None:
+    config = make_config()
+    path = run_path(config) / name
+    path.parent.mkdir(parents=True)
+    target = tmp_path / "outside"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    if kind == "link to a folder":
+        target.mkdir()
+    elif kind == "link to a file":
+        target.write_text("precious")
+    with pytest.raises(UserError, match="a link, a pipe or a device"), locked_run(config, "auto"):
+        pass
+    assert not target.is_file() or target.read_text() == "precious"
+    assert target.exists() == (kind in ("link to a file", "link to a folder"))
+
+
+def test_the_checkpoints_may_lie_on_another_disk(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    (tmp_path / "disk").mkdir()
+    run_path(config).mkdir(parents=True)
+    (run_path(config) / "checkpoints").symlink_to(tmp_path / "disk")
+    with locked_run(config, "auto") as path:
+        assert path == run_path(config)
