@@ -69,13 +69,13 @@ def main() -> int:
         write_table()
         return 0
     chosen = [arguments.test] if arguments.test else list(MODULES)
-    code, failures = code_of(), 0
+    failures = 0
     for number in chosen:
         torture = load(number)
         if arguments.case is not None:
             cases = range(arguments.case, arguments.case + (arguments.count or 1))
         else:
-            first = 0 if arguments.again else done_until(number, code, arguments.seed)
+            first = 0 if arguments.again else done_until(number, arguments.seed)
             cases = range(first, min(torture.full, first + (arguments.count or torture.full)))
         if not cases:
             print(f"test {number}: all {torture.full:,} cases are in the record for this code")
@@ -116,7 +116,7 @@ def run(number: int, torture: Torture, cases: range, arguments: argparse.Namespa
         first=cases.start,
         count=len(cases),
         seed=seed,
-        code=code_of(),
+        code=code_of(number),
         commit=_commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         seconds=round(seconds, 1),
@@ -175,19 +175,18 @@ def _hung(number: int, frame: object) -> None:
     raise TimeoutError("the case hangs")
 
 
-def code_of() -> str:
-    """A hash of the code that is tortured and of the torture, as it lies here."""
+def code_of(number: int) -> str:
+    """A hash of the code that is tortured, and of this test of it, as they lie here."""
     digest = hashlib.sha256()
-    for path in sorted(
-        [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "tests" / "torture").rglob("*.py")]
-    ):
+    tests = [ROOT / "tests" / "torture" / f"{name}.py" for name in (MODULES[number], "runs")]
+    for path in sorted([*(ROOT / "gpt").rglob("*.py"), *tests]):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def done_until(number: int, code: str, seed: int) -> int:
+def done_until(number: int, seed: int) -> int:
     """The first case that the record does not hold, of this code and seed."""
-    until = 0
+    until, code = 0, code_of(number)
     for part in sorted(read_record(), key=lambda part: part.first):
         if (part.test, part.code, part.seed) == (number, code, seed) and part.first <= until:
             until = max(until, part.first + part.count)
