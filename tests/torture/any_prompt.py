@@ -54,7 +54,11 @@ def prepare(shared: Path) -> None:
         training = Training(
             config, tokenizer, model, optimizer, scheduler, scaler, torch.float32, ""
         )
+        training.progress.step = 1
         save_checkpoint(shared / "runs" / name / "checkpoints" / "step-00000001", training)
+        sound = ["--run", str(shared / "runs" / name), "--prompt", "a", "--max-tokens", "3"]
+        code, _, err = call(sound, b"", random.Random(number))
+        assert code == 0, f"{name}: {err}"
 
 
 LETTERS = {
@@ -105,6 +109,7 @@ def make_text(kind: str, rng: random.Random) -> str:
     return "".join(rng.choice(letters) for _ in range(rng.choice([1, 2, 3, 9, 17, 40, 200])))
 
 
+STOPS = [*["words", "specials", "emoji"] * 20, "empty"]
 ODD_NUMBERS = ["0", "-1", "nan", "inf", "-inf", "1e-300", "1e300", "-0.0", "5e-324", "1", "x", ""]
 ODD_NUMBERS += ["1_0", " 1", "٣", "0x10", "9" * 400, "1e-8", "1.5", "0.0001", "9" * 5000]
 
@@ -126,7 +131,7 @@ def make_options(rng: random.Random) -> list[str]:
     add("seed", [0, 1, 2**64, 10**100], 0.5, 0.1)
     add("samples", [1, 2, 3, 17], 0.3, 0.1)
     for _ in range(rng.choice([0, 0, 0, 1, 2, 40])):
-        options += [f"--stop={make_text(rng.choice(['words', 'specials', 'emoji', 'empty']), rng)}"]
+        options += [f"--stop={make_text(rng.choice(STOPS), rng)}"]
     add("dtype", ["auto", "fp32", "bf16", "fp16"], 0.2, 0.05)
     add("device", ["auto", "cpu", "cuda:99", "tpu", "cpu:7", ""], 0.1)
     return options
@@ -146,7 +151,7 @@ class Endless(io.RawIOBase):
     def write(self, data) -> int:
         self.kept += bytes(data)
         if len(self.kept) > self.patience:
-            self.patience = len(self.kept) + self.most
+            self.patience = len(self.kept) + len(data) + self.most  # this comes once more
             raise KeyboardInterrupt
         return len(data)
 
@@ -173,58 +178,63 @@ def call(
     return code, bytes(raw.kept).decode("utf-8"), err.getvalue().decode(coding)
 
 
+def make_lengths(options: list[str], rng: random.Random) -> tuple[list[str], bool]:
+    """How much is asked for, most often little; whether only Ctrl-C will end it."""
+    if _value(options, "samples", "1") == "9" * 400:
+        return ["--max-tokens", "3"], True
+    if rng.random() < 0.06 and not any("samples" in option for option in options):
+        many = ["--samples", str(10**12), "--max-tokens", "4"]
+        return rng.choice([["--max-tokens", str(10**18)], many]), True
+    if rng.random() < 0.9:
+        return ["--max-tokens", rng.choice(["1", "2", "5", "9", "40"])], False
+    return ["--max-tokens", rng.choice(["-5", "0", "many", "9" * 5000, "1e3"])], False
+
+
+def deliver(
+    way: str, kind: str, rng: random.Random, folder: Path
+) -> tuple[list[str], bytes, list[str]]:
+    """Arguments, stdin, and the prompts that should arrive; of the interactive way none is told."""
+    text = make_text(kind, rng)
+    if way == "argument":
+        text = text.replace("\0", "") or "a"  # no shell can pass on a NUL
+        return [f"--prompt={text}"], b"", ["" if text == "-" else clean_text(text)]
+    if way == "stdin":
+        data = _as_bytes(text)
+        return ["--prompt", "-"], data, [data.decode("utf-8", "replace").removesuffix("\n")]
+    if way == "interactive":
+        # A newline would make many prompts of a long text.
+        lines = [re.sub(r"[\r\n]", " ", text)]
+        lines += [make_text(rng.choice(KINDS[:14]), rng) for _ in range(2)]
+        return ["--interactive"], b"\n".join(map(_as_bytes, lines)), []
+    count = 1 if kind.startswith("big") else rng.choice([1, 2, 5, 20])
+    texts = [text, *(make_text(rng.choice(KINDS[:14]), rng) for _ in range(count - 1))]
+    lines = [re.sub(r"[\r\n]", " ", each) for each in texts]
+    lines[-1] = lines[-1] or "a"  # an empty line at the end is none
+    rows = list(map(_as_bytes, lines))
+    (folder / "prompts").write_bytes(b"\n".join(rows))
+    prompts = [row.decode("utf-8", "replace") for row in rows]
+    return ["--prompts", str(folder / "prompts")], b"", prompts
+
+
 def case(index: int, rng: random.Random, folder: Path) -> str:
-    """One call; with a seed, or without chance, a second one that must say the same."""
+    """One call; with a seed now and then a second one that must say the same."""
     name = list(MODELS)[index % len(MODELS)]
     kind = KINDS[index // len(MODELS) % len(KINDS)]
     way = rng.choice(["argument", "argument", "stdin", "file", "interactive"])
-    run = ["--run", str(folder.parent / "runs" / name)]
-    as_json, stats = rng.random() < 0.4, rng.random() < 0.3
     options = make_options(rng)
-    endless = rng.random() < 0.06 and not any("samples" in option for option in options)
-    if _value(options, "samples", "1") == "9" * 400:
-        endless = True
-    elif endless:
-        as_json = False  # which says nothing before a text is whole
-        limit = rng.choice([["--max-tokens", str(10**18)], ["--samples", str(10**12)]])
-        options += limit if limit[0] == "--max-tokens" else [*limit, "--max-tokens", "4"]
-    elif rng.random() < 0.9:
-        options += ["--max-tokens", rng.choice(["1", "2", "5", "9", "40"])]
-    else:
-        options += ["--max-tokens", rng.choice(["-5", "0", "many", "9" * 5000, "1e3"])]
-    argv = [*run, *options, *(["--json"] if as_json else []), *(["--stats"] if stats else [])]
-    prompts, stdin = [make_text(kind, rng)], b""
-    if way == "argument":
-        # No shell can pass on a NUL.
-        prompts = [prompts[0].replace("\0", "") or "a"]
-        argv.append(f"--prompt={prompts[0]}")
-        if prompts[0] == "-":
-            way = "stdin"
-    elif way == "stdin":
-        stdin = _as_bytes(prompts[0])
-        argv += ["--prompt", "-"]
-    elif way == "file":
-        count = 1 if kind.startswith("big") else rng.choice([1, 2, 5, 20])
-        prompts += [make_text(rng.choice(KINDS[:14]), rng) for _ in range(count - 1)]
-        prompts = [prompt.replace("\n", " ").replace("\r", " ") for prompt in prompts]
-        prompts[-1] = prompts[-1] or "a"  # an empty line at the end is none
-        (folder / "prompts").write_bytes(b"\n".join(map(_as_bytes, prompts)))
-        argv += ["--prompts", str(folder / "prompts")]
-    else:
-        # A newline would make many prompts of a long text.
-        lines = [
-            re.sub(r"[\r\n]", " ", make_text(kind, rng)),
-            *(make_text(rng.choice(KINDS[:14]), rng) for _ in range(2)),
-        ]
-        stdin = b"\n".join(map(_as_bytes, lines))
-        argv.append("--interactive")
+    lengths, endless = make_lengths(options, rng)
+    # JSON says nothing before a text is whole.
+    as_json, stats = rng.random() < 0.4 and not endless, rng.random() < 0.3
+    prompt, stdin, prompts = deliver(way, kind, rng, folder)
+    argv = ["--run", str(folder.parent / "runs" / name), *options, *lengths, *prompt]
+    argv += [*(["--json"] if as_json else []), *(["--stats"] if stats else [])]
     code, out, err = call(argv, stdin, rng, 300 if endless else 10**9)
     shown = f"{[word[:80] for word in argv[2:]]} of {name}, {kind}, {way}"
     told = f"{shown}: {code}\n{out[-300:]!r}\n{err[-800:]}"
     _check_said(code, err, told, interactive=way == "interactive", endless=endless)
-    if code == 0 and way != "interactive":
+    if code == 0 and prompts:
         _check_given(argv, prompts, out, err, told, as_json=as_json, stats=stats)
-    certain = any(o.startswith("--seed") for o in options)
+    certain = any(word.startswith("--seed") for word in options) or "--temperature=0" in options
     if code == 0 and certain and len(out) < 10_000 and rng.random() < 0.3:
         assert call(argv, stdin, rng)[:2] == (0, out), f"another text the second time: {told}"
     return _category(code, way, kind, endless=endless)
@@ -280,6 +290,8 @@ def _check_given(
             assert len(row["tokens"]) <= most, told
             assert row["finish_reason"] != "length" or len(row["tokens"]) == most, told
             assert not any(stop in row["text"] for stop in stops), told
+        told_prompts = [row["prompt"] for row in rows]
+        assert told_prompts == [each for each in prompts for _ in range(samples)], told
         count = sum(len(row["tokens"]) for row in rows)
     else:
         assert len(prompts) * samples == 1 or len(MARK.findall(out)) >= len(prompts) * samples, told
