@@ -1,5 +1,6 @@
 """Failures that a user can fix, and how a command ends; no other module decides exit codes."""
 
+import errno
 import io
 import json
 import os
@@ -10,9 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 EXIT_USER = 2
 EXIT_FINDINGS = 3
+# How a disk, or a quota on it, says that it takes no more.
+DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+DISK_REFUSES |= {errno.EACCES, errno.EPERM}
 MOST_LINES = 20
 LONGEST_LINE = 1200
 # What no terminal should be given: control characters, halves of a surrogate pair, signs that turn
@@ -56,7 +61,16 @@ def json_line(value: object) -> str:
 def say(line: str = "", *, urgent: bool = False) -> None:
     """Prints a line for people (stderr); stdout stays free for text that is piped on."""
     if urgent or not _only_warnings or line.startswith("warning:"):
-        print(shown(line), file=sys.stderr, flush=True)
+        put(shown(line), sys.stderr)
+
+
+def put(line: str, stream: TextIO) -> None:
+    """Prints a line; one that a full disk does not take is dropped: no line is worth a run."""
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
 
 
 def say_errors(lines: Sequence[str]) -> None:
@@ -82,6 +96,19 @@ def only_warnings() -> Iterator[None]:
         yield
     finally:
         _only_warnings = before
+
+
+def _refused(error: OSError) -> str:
+    place = error.filename or "the output"
+    return f"{place}: {error.strerror}; make room there, make it writable, or choose another place"
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drops what a full disk did not take, on which Python would fail once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:
@@ -113,7 +140,14 @@ def run_command(
         return 130
     except BrokenPipeError:  # the reader of a pipe (`| head`) had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        say_errors([_refused(error)])
+        return EXIT_USER
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
         if in_main:
             signal.signal(signal.SIGTERM, before)
     return code

@@ -7,10 +7,12 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.errors import UserError, run_command, say
+from gpt.files import write_durably
 from gpt.metrics import Record, read_metrics
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ def plot_run(run_dir: Path, png: Path) -> None:
     figure.align_ylabels([upper, lower])
     figure.suptitle(_title(run_dir.resolve().name, records, train, val), fontsize=12, color=INK)
     png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    write_durably(png, drawn.getvalue())
 
 
 def curve(records: Sequence[Record], kind: str, key: str) -> Curve:

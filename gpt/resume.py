@@ -31,7 +31,14 @@ from gpt.ratepolicy import (
     shown,
     with_keys,
 )
-from gpt.rundir import changed_keys, check_new, newest_checkpoint, step_of
+from gpt.rundir import (
+    changed_keys,
+    check_new,
+    checkpoint_folders,
+    free_changes,
+    newest_checkpoint,
+    step_of,
+)
 from gpt.schedule import advance_scheduler, build_scheduler
 
 
@@ -75,6 +82,11 @@ def find_start(
     """
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
+        if broken := checkpoint_folders(run):
+            raise UserError(
+                f"{run}: none of its {len(broken)} checkpoints is whole, as told above; bring one "
+                "back from a copy, or begin anew with another --run.name"
+            )
         check_new(config, rate)
         return Start(config, None, 0, config)
     state = _read_state(run, checkpoint)
@@ -144,6 +156,8 @@ def _decide(state: _State, config: Config, rate: RatePolicy) -> Start:
         own=f"go on with its own (--config {state.run / 'config.yaml'})",
     )
     now, policy, notes = _with_restart(state, config, rate), rate, []
+    if others := free_changes(state.made, config):
+        notes.append(f"changed  since step {state.step:,}: {shown(others)}")
     if state.pending and state.pending[-1].step > state.step:
         notes.append(
             f"warning: the rate of {state.run} was changed at step {state.pending[-1].step:,} "

@@ -16,15 +16,24 @@ from gpt.checkpoint import (
     REPLACED,
     CheckpointError,
     Progress,
+    SaveError,
     Training,
     save_checkpoint,
     verify_checkpoint,
 )
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
-from gpt.errors import UserError, say
-from gpt.files import HeldError, check_writable, locked, read_plain, write_durably
-from gpt.metrics import truncate_after
+from gpt.errors import DISK_REFUSES, UserError, say
+from gpt.files import (
+    HeldError,
+    check_writable,
+    is_sealed,
+    locked,
+    read_plain,
+    sealed,
+    write_durably,
+)
+from gpt.metrics import read_metrics, truncate_after
 from gpt.ratepolicy import KeyChange, RatePolicy, check_changes, write_record
 
 Resume = Literal["auto", "never", "must"]
@@ -55,6 +64,7 @@ def locked_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> Ite
     """
     path = run_path(config)
     check_run(config, resume, rate)
+    is_new = not path.exists()
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
@@ -69,6 +79,15 @@ def locked_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> Ite
                 yield path
             finally:
                 _remove_if_unused(path)
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        if is_new and not checkpoint_folders(path) and not read_metrics(path):
+            shutil.rmtree(path, ignore_errors=True)
+        raise UserError(
+            f"run.dir: {error.filename or path}: cannot be written ({error.strerror}); make room "
+            "there, or give another --run.dir"
+        ) from error
     except HeldError as held:
         raise UserError(
             f"run.name: {path} is in use by process {held.holder}; wait for it, or choose another "
@@ -146,15 +165,27 @@ def check_new(config: Config, rate: RatePolicy) -> None:
 
 def changed_keys(before: Config, now: Config) -> list[KeyChange]:
     """The keys whose change would make it another run."""
+    return [each for each in _all_changes(before, now) if not _is_free(each.key)]
+
+
+def free_changes(before: Config, now: Config) -> list[KeyChange]:
+    """The other keys that differ, save where the run lies and what it is called."""
+    changes = _all_changes(before, now)
+    return [each for each in changes if _is_free(each.key) and not each.key.startswith("run.")]
+
+
+def _is_free(key: str) -> bool:
+    return FREE_KEYS.fullmatch(key) is not None and key not in FIXED_RUN_KEYS
+
+
+def _all_changes(before: Config, now: Config) -> list[KeyChange]:
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    changed = []
-    for section, values in new.items():
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            free = FREE_KEYS.fullmatch(name) and name not in FIXED_RUN_KEYS
-            if value != old[section][key] and not free:
-                changed.append(KeyChange(name, old[section][key], value))
-    return changed
+    return [
+        KeyChange(f"{section}.{key}", old[section][key], value)
+        for section, values in new.items()
+        for key, value in values.items()
+        if value != old[section][key]
+    ]
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -246,19 +277,30 @@ def start_afresh(run: Path, config: Config) -> None:
 
 
 def _best_folder(run: Path) -> Path | None:
+    """The checkpoint that best.json names; None, and a warning, if it names none that is there."""
+    path = run / "checkpoints" / "best.json"
     try:
-        best = read_plain(run / "checkpoints" / "best.json", MAX_BEST_BYTES)
-        name = json.loads(best)["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = read_plain(path, MAX_BEST_BYTES)
+        best = json.loads(content)
+        whole = is_sealed(content) or set(best) == {"checkpoint", "val_loss"}  # unsealed: older
+        folder = run / "checkpoints" / Path(str(best["checkpoint"])).name
+    except FileNotFoundError:
         return None
-    folder = run / "checkpoints" / Path(str(name)).name
-    return folder if folder in checkpoint_folders(run) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if whole and folder in checkpoint_folders(run):
+        return folder
+    say(f"warning: {path} is damaged, or names a checkpoint that is not there")
+    return None
 
 
 def _write_best(run: Path, progress: Progress) -> None:
-    if progress.best_step is not None:
-        best = {"checkpoint": f"step-{progress.best_step:08d}", "val_loss": progress.best_val_loss}
-        write_durably(run / "checkpoints" / "best.json", json.dumps(best) + "\n")
+    path = run / "checkpoints" / "best.json"
+    if progress.best_step is None:  # there may be one of steps that are undone
+        path.unlink(missing_ok=True)
+        return
+    best = {"checkpoint": f"step-{progress.best_step:08d}", "val_loss": progress.best_val_loss}
+    write_durably(path, sealed(best))
 
 
 def _tidy(run: Path) -> None:
@@ -274,8 +316,8 @@ def _tidy(run: Path) -> None:
 def _remove_if_unused(run: Path) -> None:
     """Takes back the folder of a run that failed before it began."""
     if not (run / "config.yaml").exists():
-        (run / ".lock").unlink(missing_ok=True)
         with suppress(OSError):
+            (run / ".lock").unlink(missing_ok=True)
             (run / "checkpoints").rmdir()
             run.rmdir()
 
@@ -287,11 +329,10 @@ def _retain(run: Path, keep: int, progress: Progress) -> int:
     """
     folders = checkpoint_folders(run)
     now = f"step-{progress.step:08d}"
-    best = [_best_folder(run)]
-    if progress.best_step is not None:
-        best.append(run / "checkpoints" / f"step-{progress.best_step:08d}")
+    best = {_best_folder(run), run / "checkpoints" / f"step-{progress.best_step or 0:08d}"}
     past = [folder for folder in folders if folder.name <= now]
-    dropped = [folder for folder in folders if folder not in (*past[-keep:], *best)]
+    kept = {*past[-keep:], *(folder for folder in past if folder in best)}
+    dropped = [folder for folder in folders if folder not in kept]
     for folder in dropped:
         doomed = folder.with_name(f".tmp-drop-{folder.name}")
         folder.rename(doomed)

@@ -11,6 +11,7 @@ import torch
 
 import gpt.checkpoint
 import gpt.step
+import gpt.tensors
 import gpt.train
 from gpt.checkpoint import load_for_inference, verify_checkpoint
 from gpt.config import Config
@@ -353,7 +354,7 @@ def test_compiled_run_trains(make_config: ConfigMaker) -> None:
     train(compiled)
     for a, b in zip(lines(eager, "train"), lines(compiled, "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    names = gpt.checkpoint.safe_open(
+    names = gpt.tensors.safe_open(
         run_folder(compiled) / "checkpoints" / "step-00000012" / "model.safetensors", framework="pt"
     ).keys()
     assert not any("_orig_mod" in name for name in names)
