@@ -73,39 +73,69 @@ class Table:
 
 
 class TableRows:
-    """A Table under way: rows are added one by one, cheaply."""
+    """A Table under way: rows are added one by one, cheaply.
 
-    def __init__(self) -> None:
-        """No rows yet."""
-        self._columns: dict[str, array[float]] = {"step": array("d")}
-        self._rows: dict[str, array[int]] = {}
+    Where `most` is given, it never has more rows: when it is full, each two become one, and from
+    then on each row stands for twice as many lines, as if the log were written half as often.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """No rows yet; `most` is even."""
+        self._columns = {"step": array("d")}
         self._count = 0
+        self._most = most
+        self._lines, self._in_last = 1, 1  # that a row stands for, and that the last one does yet
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One more row; a record without a step is none. Of too many columns the first are kept."""
+        """One more row; a record without a step is none."""
         row = _flat(record)
-        if not abs(row.get("step", math.nan)) <= LARGEST_STEP:
+        if not math.isfinite(row.get("step", math.nan)):
             return
-        for name, value in row.items():
-            if name not in self._columns:
-                if len(self._columns) >= MOST_COLUMNS:
-                    continue
-                self._columns[name] = array("d")
-            if name != "step":
-                self._rows.setdefault(name, array("q")).append(self._count)
-            self._columns[name].append(value)
+        if self._in_last == self._lines and self._count == self._most:
+            self._halve()
+        for name in row.keys() - self._columns.keys():
+            self._columns[name] = array("d", [math.nan]) * self._count
+        if self._count and self._in_last < self._lines:
+            share = self._in_last / (self._in_last + 1)
+            for name, column in self._columns.items():
+                column[-1] = _joined(name, column[-1], row.get(name, math.nan), share)
+            self._in_last += 1
+            return
+        for name, column in self._columns.items():
+            column.append(row.get(name, math.nan))
         self._count += 1
+        self._in_last = 1
+
+    def _halve(self) -> None:
+        for name, column in self._columns.items():
+            pairs = zip(column[::2], column[1::2], strict=True)
+            self._columns[name] = array("d", [_joined(name, a, b, 0.5) for a, b in pairs])
+        self._count //= 2
+        self._lines *= 2
+        self._in_last = self._lines
 
     def table(self) -> Table:
         """All rows so far."""
-        columns = {}
-        for name, values in self._columns.items():
-            if name == "step":
-                columns[name] = np.array(values)
-                continue
-            columns[name] = np.full(self._count, math.nan)
-            columns[name][np.array(self._rows[name])] = values
-        return Table(columns)
+        return Table({name: np.array(column) for name, column in self._columns.items()})
+
+
+# What a line tells of all steps since the line before; the rest is of its own step.
+_MEANS = {"loss_mean", "clipped_share", "tokens_per_s", "cpu_share", "others_share"}
+_SUMS = {"skipped", "major_faults"}
+_MAXIMA = {"loss_max", "grad_norm_max"}
+
+
+def _joined(name: str, first: float, second: float, share: float) -> float:
+    """A column's values of two lines in a row as one; `share` is the first one's in both."""
+    if math.isnan(second):
+        return first
+    if math.isnan(first):
+        return second
+    if name in _MEANS:
+        return share * first + (1 - share) * second
+    if name in _SUMS:
+        return first + second
+    return max(first, second) if name in _MAXIMA else second
 
 
 @dataclass(frozen=True)
@@ -180,10 +210,12 @@ class History:
 class HistoryLog:
     """A History under way, from the lines of a metrics.jsonl of ours as they are written."""
 
-    def __init__(self, config: Config | None = None, *, name: str = "run") -> None:
-        """Nothing is written yet."""
+    def __init__(
+        self, config: Config | None = None, *, name: str = "run", most: int | None = None
+    ) -> None:
+        """Nothing is written yet; of each kind it will hold `most` rows, or all."""
         self._config, self._name = config, name
-        self._tables = {kind: TableRows() for kind in ("train", "eval", "layers")}
+        self._tables = {kind: TableRows(most) for kind in ("train", "eval", "layers")}
         self._events: list[Record] = []
 
     def add(self, record: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ class MetricsLog:
         `config` is what W&B shows beside the run. Raises UserError if TensorBoard or W&B is wished
         for and not installed.
         """
-        before = read_metrics(run_dir) if tensorboard or wandb else []
+        before = each_record(run_dir) if tensorboard or wandb else iter(())
         self._trackers = Trackers(
             run_dir,
             tensorboard=tensorboard,
@@ -118,7 +118,12 @@ def _number(value: Any) -> Any:  # noqa: ANN401
 
 def read_metrics(run_dir: Path) -> list[Record]:
     """The records of a run; no file is no records, and lines torn by a crash are left out."""
-    return read_records(run_dir / METRICS_NAME)
+    return list(each_record(run_dir))
+
+
+def each_record(run_dir: Path) -> Iterator[Record]:
+    """The same, one after another: a long run's lines need not be held together."""
+    return (record for _, record in _lines(run_dir / METRICS_NAME))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -2,9 +2,8 @@
 
 import math
 import platform
-import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,12 +15,12 @@ from gpt.datacheck import check_data
 from gpt.gauges import Gauge, NoiseMeter, inspect
 from gpt.health.watch import Watch
 from gpt.machine import MachineMeter
-from gpt.metrics import Console, MetricsLog, read_metrics
+from gpt.metrics import Console, MetricsLog, Record, each_record
 from gpt.model import count_parameters
+from gpt.pace import HangWatch, SlowSteps
 from gpt.step import Evaluation, StepResult
 
 LAYER_LINES = 50  # in a whole run, about
-SLOW, SLOW_WINDOW = 10, 20
 FINDING_KEYS = ("id", "first_step", "last_step", "evidence", "cause", "next", "numbers")
 
 
@@ -38,24 +37,28 @@ class Recorder:
         log = training.config.log
         self._every = log.every_steps
         self._layers_every = self._every * max(1, round(total_steps / LAYER_LINES / self._every))
-        before = read_metrics(run)
         self._log = MetricsLog(
             run, tensorboard=log.tensorboard, wandb=log.wandb, config=training.config
         )
         self._console = Console(total_steps, start_step=training.progress.step, title=title)
-        self._watch = Watch(run.name, training.config, total_steps, before)
+        self._noise = NoiseMeter()
+        self._watch = Watch(run.name, training.config, total_steps, self._before(run))
         self.gauge = Gauge(training.model, training.optimizer)
         device = next(training.model.parameters()).device
         self._machine = MachineMeter(device)
-        self._noise = NoiseMeter()
-        for record in before:
-            if record.get("grad_noise") is not None:
-                self._noise.add(record["grad_signal"], record["grad_noise"])
         self._mark = time.perf_counter()
         self._interval_s, self._interval_tokens = 0.0, 0
         self._slow = SlowSteps()
+        self._hang = HangWatch(self.line)
         self._is_one_of_many = bool(title)
         self._rates: list[float] = []
+
+    def _before(self, run: Path) -> Iterator[Record]:
+        """What an earlier process of the run has written, one by one; the noise goes on from it."""
+        for record in each_record(run):
+            if record.get("grad_noise") is not None:
+                self._noise.add(record["grad_signal"], record["grad_noise"])
+            yield record
 
     def begin(self, data: TokenData) -> None:
         """Records what the run is, and what is known of its text before the first step."""
@@ -93,12 +96,14 @@ class Recorder:
         """Adds the time since the last tick to the run's clock; returns it in seconds."""
         now = time.perf_counter()
         passed, self._mark = now - self._mark, now
+        self._hang.begin(self._training.progress.step + 1, self._slow.usual_s)
         self._training.progress.seconds += passed
         return passed
 
     def step(self, result: StepResult, inputs: Tensor, epoch: float, seconds: float) -> None:
         """Records a completed step that learned from `inputs` (B, T) in `seconds`."""
         progress = self._training.progress
+        self._hang.end()
         self._interval_s += seconds
         self._interval_tokens += inputs.numel()
         if warning := self._slow.add(seconds, progress.step):
@@ -207,6 +212,7 @@ class Recorder:
 
     def event(self, name: str, **values: object) -> None:
         """Records something that happened at this point of the run."""
+        self._hang.end()
         details: Mapping[str, object] = {"event": name, **values}
         self._write({"kind": "event", "step": self._training.progress.step, **details})
 
@@ -218,6 +224,7 @@ class Recorder:
         progress.skips_in_row += 1
         progress.interval["skipped"] = progress.interval.get("skipped", 0) + 1
         self.tick()
+        self._hang.end()
 
     def look(self) -> None:
         """Looks at how the run is doing, whether it is time to or not."""
@@ -240,29 +247,9 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._hang.close()
         self._console.close()
         self._log.close(failed=kind is not None)
-
-
-class SlowSteps:
-    """Notices a step that takes SLOW times the median of those before it."""
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self._seconds: list[float] = []
-        self._told = -math.inf
-
-    def add(self, seconds: float, step: int) -> str:
-        """A warning about a step that took `seconds`; empty if there is none, or was one lately."""
-        known = self._seconds
-        self._seconds = [*known, seconds][-SLOW_WINDOW:]
-        if len(known) < SLOW_WINDOW or step - self._told < SLOW_WINDOW:
-            return ""
-        median = statistics.median(known)
-        if seconds < SLOW * median or seconds < 1:
-            return ""
-        self._told = step
-        return f"step {step:,} took {seconds:.1f} s, {seconds / median:.0f} times the median"
 
 
 def note_step(progress: Progress, result: StepResult) -> dict[str, float]:

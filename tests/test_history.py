@@ -173,3 +173,35 @@ def test_reading_a_run(tmp_path: Path, make_config: ConfigMaker) -> None:
     assert read_run(run).config is None
     with pytest.raises(UserError, match="no metrics"):
         read_run(tmp_path / "nowhere")
+
+
+def test_a_log_that_is_full_is_held_as_if_it_were_written_less_often() -> None:
+    """Each row is what the line would be with a multiple of log.every_steps."""
+    rng = np.random.default_rng(0)
+    losses, skipped = rng.normal(3, 0.1, 1000), rng.integers(0, 3, 1000)
+    log = HistoryLog(most=64)
+    for i in range(1000):
+        record = {"kind": "train", "step": i + 1, "loss": losses[i], "loss_mean": losses[i]}
+        record |= {"loss_max": losses[i], "grad_norm_max": -losses[i], "skipped": int(skipped[i])}
+        if i >= 500:
+            record["late"] = float(i)
+        log.add(record)
+    train = log.history().train
+    lines = 16  # the least power of 2 with which they fit
+    parts = [slice(i, i + lines) for i in range(0, 1000, lines)]
+    assert len(train) == len(parts) <= 64
+    assert train["step"].tolist() == [min(1000, part.stop) for part in parts]
+    assert train["loss"].tolist() == [losses[part][-1] for part in parts]
+    assert train["loss_mean"] == pytest.approx([losses[part].mean() for part in parts])
+    assert train["loss_max"].tolist() == [losses[part].max() for part in parts]
+    assert train["grad_norm_max"].tolist() == [(-losses[part]).max() for part in parts]
+    assert train["skipped"].tolist() == [skipped[part].sum() for part in parts]
+    assert train["late"][-1] == 999
+    assert np.isnan(train["late"][: 500 // lines]).all()
+
+
+def test_a_log_within_its_limit_is_held_as_it_is() -> None:
+    log = HistoryLog(most=64)
+    for i in range(64):
+        log.add({"kind": "train", "step": i, "loss": float(i)})
+    assert log.history().train["loss"].tolist() == [*range(64)]

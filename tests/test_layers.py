@@ -27,6 +27,7 @@ LAYERS = [
         "sources",
         "corpus",
         "signals",
+        "pace",
         "sampling",
     },
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}

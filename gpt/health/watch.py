@@ -1,6 +1,6 @@
 """The diagnosis while a run goes on: which findings begin, which end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from gpt.history import HistoryLog
 from gpt.metrics import Record
 
 LOOKS = 100  # over a whole run; one takes some milliseconds
+UNREAD = ("sample", "finding")  # events that no rule asks for, and that come without end
+MOST_ROWS = 2048  # held of a log; a longer one is looked at as if it were written less often
 
 
 class News(NamedTuple):
@@ -28,19 +30,23 @@ class Watch:
     between well and unwell does not flood the console.
     """
 
-    def __init__(self, name: str, config: Config, total_steps: int, records: list[Record]) -> None:
+    def __init__(
+        self, name: str, config: Config, total_steps: int, records: Iterable[Record]
+    ) -> None:
         """Takes what an earlier process of the run has written."""
-        self._log = HistoryLog(config, name=name)
+        self._log = HistoryLog(config, name=name, most=MOST_ROWS)
+        self._present: dict[str, Finding] = {}
         for record in records:
-            self._log.add(record)
+            self.add(record)
+            _note_told(record, self._present)
         self._every = max(1, total_steps // LOOKS)
         self._next = 0
-        self._present = _told(records)
         self._quiet: dict[str, int] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Takes a line of the log."""
-        self._log.add(record)
+        if record.get("event") not in UNREAD:
+            self._log.add(record)
 
     def look(self, step: int, *, now: bool = False) -> list[News]:
         """What has begun and ended since the last look; looks LOOKS times in a run, or `now`."""
@@ -60,21 +66,18 @@ class Watch:
         return news
 
 
-def _told(records: list[Record]) -> dict[str, Finding]:
-    """The findings that an earlier process told the beginning of, and not the end."""
-    present: dict[str, Finding] = {}
-    for record in records:
-        if record.get("kind") != "event" or record.get("event") != "finding":
-            continue
-        name, first = str(record.get("id")), record.get("first_step")
-        if record.get("state") == "end":
-            present.pop(name, None)
-        else:
-            present[name] = Finding(
-                id=name,
-                first_step=int(first) if isinstance(first, int | float) else 0,
-                evidence=str(record.get("evidence", "")),
-                cause=str(record.get("cause", "")),
-                next=str(record.get("next", "")),
-            )
-    return present
+def _note_told(record: Record, present: dict[str, Finding]) -> None:
+    """Keeps the findings that were told the beginning of, and not the end."""
+    if record.get("kind") != "event" or record.get("event") != "finding":
+        return
+    name, first = str(record.get("id")), record.get("first_step")
+    if record.get("state") == "end":
+        present.pop(name, None)
+    else:
+        present[name] = Finding(
+            id=name,
+            first_step=int(first) if isinstance(first, int | float) else 0,
+            evidence=str(record.get("evidence", "")),
+            cause=str(record.get("cause", "")),
+            next=str(record.get("next", "")),
+        )

@@ -22,6 +22,7 @@ MODULES = {
     11: "hostile_files",
     12: "any_prompt",
     13: "broken_numbers",
+    14: "long_run",
     15: "any_schedule",
 }
 SEED = 2026
