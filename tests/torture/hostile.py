@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt.files import sealed
+
 TERABYTE = 2**40
 DEEP = 10**6
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e"
@@ -145,21 +147,7 @@ def seal(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.name != "manifest.json":
             entries[path.name] = _entry(path)
-    alter_manifest(folder, lambda manifest: manifest.update(files=entries))
-
-
-def alter_manifest(folder: Path, alter: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and seals it anew, where it has a seal."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    sealed = manifest.pop("seal", None) is not None
-    alter(manifest)
-    if not sealed:
-        write(path, json.dumps(manifest))
-        return
-    from gpt.files import sealed as seal_of
-
-    write(path, seal_of(manifest))
+    change(folder / "manifest.json", lambda manifest: manifest.update(files=entries))
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -197,10 +185,11 @@ def sparse(path: Path, size: int = TERABYTE, head: bytes = b"") -> None:
 
 
 def change(path: Path, alter: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a JSON object in a file."""
+    """Changes a JSON object in a file, and seals it anew where it has a seal."""
     value = json.loads(path.read_text())
+    has_seal = value.pop("seal", None) is not None
     alter(value)
-    write(path, json.dumps(value))
+    write(path, sealed(value) if has_seal else json.dumps(value))
 
 
 def tensors(header: dict[str, Any] | bytes, body: bytes = b"", length: int | None = None) -> bytes:

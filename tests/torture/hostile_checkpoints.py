@@ -18,7 +18,6 @@ from tests.torture.hostile import (
     ESCAPES,
     TERABYTE,
     Scene,
-    alter_manifest,
     attack,
     change,
     described,
@@ -215,7 +214,7 @@ _text_bombs("config.yaml", _by_name)
 @attack("bomb")
 def manifest_of_a_million_files(scene):
     names = {f"{number:030d}": {"bytes": 0, "sha256": ""} for number in range(100_000)}
-    alter_manifest(scene.checkpoint, lambda manifest: manifest.update(files=names))
+    change(scene.checkpoint / "manifest.json", lambda manifest: manifest.update(files=names))
     return _by_name(scene)
 
 
@@ -552,7 +551,7 @@ for _make in (link, pipe):
 def escaping_names(scene):
     outside = os.path.relpath(scene.outside / "victim", scene.checkpoint)
     for name in (outside, str(scene.outside / "victim"), "..", ".", "", "a\0b", ESCAPES):
-        alter_manifest(scene.checkpoint, lambda m, n=name: m["files"].update({n: {}}))
+        change(scene.checkpoint / "manifest.json", lambda m, n=name: m["files"].update({n: {}}))
     return _by_name(scene)
 
 
