@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import knobs_help, load_config, located, split_overrides
 from gpt.errors import UserError, json_line, run_command, say, shown
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(argv: Sequence[str]) -> None:
+    from gpt.configfile import load_config, located, split_overrides  # here Ctrl-C ends in a line
+
     rest, overrides = split_overrides(argv)
     arguments = _parser().parse_args(rest)
     if arguments.command == "info":
@@ -140,6 +141,8 @@ def _longest(tokenizer: "Tokenizer", count: int = 5) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gpt.configfile import knobs_help
+
     parser = argparse.ArgumentParser(
         prog="gpt-data", description="Text to tokens, and a look at them.", allow_abbrev=False
     )

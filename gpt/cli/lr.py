@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from gpt.configfile import knobs_help, located, split_overrides
 from gpt.errors import UserError, run_command
 
 COMMANDS = {
@@ -24,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lr(argv: Sequence[str]) -> None:
+    from gpt.configfile import located, split_overrides  # here Ctrl-C ends in a line
+
     rest, overrides = split_overrides(argv)
     name = next((word for word in rest if word in COMMANDS), None)
     arguments = _parser(name).parse_args(rest)
@@ -37,6 +38,8 @@ def _lr(argv: Sequence[str]) -> None:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser; only the chosen command's options are read in, for speed."""
+    from gpt.configfile import knobs_help
+
     parser = argparse.ArgumentParser(
         prog="gpt-lr",
         description="Which learning rate, why, and what it will do.",

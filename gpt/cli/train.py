@@ -4,9 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.configfile import knobs_help, load_config, located, split_overrides
 from gpt.errors import run_command
-from gpt.ratepolicy import POLICIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> None:
+    from gpt.configfile import load_config, located, split_overrides  # here Ctrl-C ends in a line
+
     rest, overrides = split_overrides(argv)
     arguments = _parser().parse_args(rest)
     config = load_config(arguments.config, overrides)
@@ -30,6 +30,9 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gpt.configfile import knobs_help
+    from gpt.ratepolicy import POLICIES
+
     parser = argparse.ArgumentParser(
         prog="gpt-train",
         description="Trains a GPT as a YAML config says, or goes on where the run stopped.",
