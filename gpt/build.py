@@ -30,6 +30,7 @@ from gpt.ratepolicy import RatePolicy, write_record
 from gpt.resume import Start, check_left, find_start, rate_jump, restore
 from gpt.rundir import Resume, check_run, run_path, start_afresh
 from gpt.schedule import Plan, build_scheduler, check_plan
+from gpt.sources import file_stat
 from gpt.tokenizer import build_tokenizer
 
 BYTES_VOCAB = 257
@@ -209,7 +210,7 @@ def dry_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> list[s
     start = find_start(run_path(config), config, rate)
     config = start.config
     files = source_files(config.data)
-    size = sum(path.stat().st_size for path in files)
+    size = sum(file_stat(path).st_size for path in files)
     data = cached_data(config)
     if data is None:
         check_writable("data.dir", Path(config.data.dir))

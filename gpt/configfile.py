@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gpt.config import Config, contradictions
-from gpt.errors import MOST_LINES, UserError
+from gpt.errors import MOST_LINES, UserError, shown
 from gpt.files import read_plain
 
 MAX_FILE_BYTES = 1_000_000
@@ -194,7 +194,21 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema that editors use to complete and check a config."""
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    _name_limits(schema)
     return schema
+
+
+def _name_limits(schema: Any) -> None:  # noqa: ANN401
+    """Limits as JSON schema has them: pydantic leaves them in Python's words behind a validator."""
+    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            for name in [name for name in names if isinstance(part.get(name), int | float)]:
+                part[names[name]] = part.pop(name)
+        if isinstance(part, dict | list):
+            parts += part.values() if isinstance(part, dict) else part
 
 
 def knobs() -> Iterator[tuple[str, str, str, str]]:
@@ -318,7 +332,7 @@ def _pairs(
     first: dict[str, int] = {}
     for key_node, value in node.value:
         line = key_node.start_mark.line + 1
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        key = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
         if key in first:
             message = f"given twice, first in line {first[key]}; remove one"
             source.problems.append(_Problem(f"{path}:{line}", f"{prefix}{key}", message))
@@ -330,7 +344,8 @@ def _pairs(
 def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
     """Puts `--section.key value` over what the file says; text fields take the value as typed."""
     text_keys = {name for name, kind, _, _ in knobs() if kind in ("text", "text or null")}
-    for name, raw in overrides:
+    for given, raw in overrides:
+        name = shown(given)
         section, _, key = name.partition(".")
         where = f"command line: --{name}"
         source.where[name] = where

@@ -27,7 +27,7 @@ from gpt.errors import UserError, say
 from gpt.files import check_writable, is_sealed, locked, sealed, sync, write_durably
 from gpt.ranks import ranks_path
 from gpt.shards import Hex, ShardWriter, Split, SplitMeta, hash_file, open_split
-from gpt.sources import STDLIB
+from gpt.sources import STDLIB, file_stat
 from gpt.tokenizer import Ids, Tokenizer, build_tokenizer, load_tokenizer, read_bounded
 
 __all__ = [
@@ -221,7 +221,7 @@ def _stamp(files: Sequence[Path]) -> str:
     """A hash of path, size and time of each file: equal as long as nobody touched them."""
     digest = hashlib.sha256()
     for file in files:
-        stat = file.stat()
+        stat = file_stat(file)
         digest.update(
             f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(
                 "utf-8", "surrogateescape"

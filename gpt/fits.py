@@ -141,10 +141,10 @@ def check_fits(
     whole = there.free + there.swap
     if at.resting > whole:
         raise _too_large(config, vocab_size, at.resting, there, device)
-    need = at.low
-    if need <= whole:
-        need = rehearsed(config, vocab_size, dtype)
     exact = device.type == "cpu" and not compiles
+    if at.low > whole and exact:
+        raise _too_large(config, vocab_size, at.low, there, device, dtype)
+    need = at.low if at.low > whole else rehearsed(config, vocab_size, dtype)
     if need > whole and exact:
         raise _too_large(config, vocab_size, need, there, device, dtype)
     if need > NEAR * there.free:
@@ -157,19 +157,11 @@ def check_fits(
 
 
 def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
-    """The bytes of a step by rehearsal; a deep model's from those of few layers, which are alike.
-
-    Each layer adds the same, whatever the number of layers.
-    """
-    batch = config.train.batch_size
-    own = batch * (config.model.context_len * (_TOKEN_BYTES - 16) + _SEQUENCE_BYTES)
-    n_layer = config.model.n_layer
-    if n_layer <= 3:
-        return own + estimate_memory(config, vocab_size, dtype).total
-    few, more = (
-        float(estimate_memory(_with(config, n_layer=n), vocab_size, dtype).total) for n in (2, 3)
-    )
-    return own + more + (n_layer - 3) * (more - few)
+    """The bytes of a step by rehearsal, and of the batch that it begins with."""
+    at_once = 16  # the two tensors of ids, which the rehearsal has counted
+    shape, batch = config.model, config.train.batch_size
+    own = batch * (shape.context_len * (_TOKEN_BYTES - at_once) + _SEQUENCE_BYTES)
+    return own + estimate_memory(config, vocab_size, dtype).total
 
 
 def _with(config: Config, **changes: int) -> Config:
@@ -193,7 +185,7 @@ def _too_large(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> UserError:
-    what = "a step needs about" if dtype else "weights, gradients and optimizer alone need"
+    what = "a step needs at least" if dtype else "weights, gradients and optimizer alone need"
     swap = f" (and {gigabytes(there.swap)} of swap)" if there.swap else ""
     changes = fitting(config, vocab_size, there.free, dtype)
     key = next(iter(changes), "model.n_embd").replace("micro_", "")
@@ -251,16 +243,18 @@ def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.d
     Each sequence adds the same, so that two rehearsals tell of all sizes between.
     """
     micro = config.train.micro_batch_size or config.train.batch_size
-    if micro == 1:
+    one, now = (bounds(_with(config, micro_batch_size=n), vocab_size).low for n in (1, micro))
+    if micro == 1 or one > limit:
         return 0
-    few, all_but_one = (
-        rehearsed(_with(config, micro_batch_size=size), vocab_size, dtype)
-        for size in (1, micro - 1)
+    # More than that cannot fit, and shapes far beyond it are none that torch could even count.
+    most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
+    few, many = (
+        rehearsed(_with(config, micro_batch_size=size), vocab_size, dtype) for size in (1, most)
     )
     if few > limit:
         return 0
-    each = (all_but_one - few) / max(1, micro - 2)
-    most = micro - 1 if each <= 0 else min(micro - 1, 1 + int((limit - few) / each))
+    if many > limit:
+        most = 1 + int((limit - few) * (most - 1) / (many - few))
     return 2 ** (most.bit_length() - 1) if most > 4 else most
 
 
@@ -314,6 +308,6 @@ def out_of_memory(config: Config, run: Path) -> UserError:
         way = f"{again} --model.context_len {max(1, value // 2)} --run.name {config.run.name}-short"
     where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return UserError(
-        f"{key} {value}: the memory did not suffice for a step, whatever else runs on this machine "
-        f"counted in; stopped, {where}. Go on with: {way}"
+        f"{key} {value}: an allocation failed, there is less memory free here than the run needs; "
+        f"stopped, {where}. Go on with: {way}"
     )

@@ -68,6 +68,17 @@ def source_files(config: DataConfig) -> list[Path]:
     return list(found.values())
 
 
+def file_stat(path: Path) -> os.stat_result:
+    """Size and times of a file of the source; UserError where it is there no more."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(
+            f"data.source: {path} is gone, or closed, since it was found ({error.strerror}); "
+            "start again when nothing moves there"
+        ) from None
+
+
 def _entry_files(entry: str) -> list[Path]:
     """The files that one entry names; `UserError` where there are none."""
     path = Path(entry).expanduser()

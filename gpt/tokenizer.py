@@ -227,6 +227,11 @@ def _file_tokenizer(config: TokenizerConfig) -> Tokenizer:
     split, eot_id = KNOWN.get(len(ranks), ("gpt2", max(ranks.values()) + 1))
     if eot_id in ranks.values():
         eot_id = max(ranks.values()) + 1
+    if eot_id >= MAX_VOCAB:
+        raise UserError(
+            f"{path}: its ids go up to {eot_id - 1}, and none below {MAX_VOCAB} is left for the "
+            "end of a text; give another ranks file"
+        )
     return _ranks_tokenizer(
         "ranks", ranks, split if config.split == "auto" else config.split, eot_id
     )

@@ -7,7 +7,7 @@ model of a billion parameters takes seconds. Compiled models fuse operations and
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from gpt.gauges import sample_size
 from gpt.model import GPT
 from gpt.optim import parameter_groups
 from gpt.step import cross_entropy_sum
+
+REHEARSED_LAYERS = 3
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,26 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def estimate_memory(config: Config, vocab_size: int, dtype: torch.dtype) -> Memory:
     """The memory of a step after the first, when the optimizer's state is there.
 
-    `dtype` is the format of the matrix products, as chosen for the device.
+    `dtype` is the format of the matrix products, as chosen for the device. Each layer adds the
+    same: a deep model's memory is extrapolated from those of few layers.
     """
+    more = config.model.n_layer - REHEARSED_LAYERS
+    if more <= 1:
+        return _estimate(config, vocab_size, dtype)
+    few, one_more = (
+        _estimate(_with_layers(config, REHEARSED_LAYERS + extra), vocab_size, dtype)
+        for extra in (0, 1)
+    )
+    pairs = zip(astuple(few), astuple(one_more), strict=True)
+    return Memory(*(before + more * (after - before) for before, after in pairs))
+
+
+def _with_layers(config: Config, n_layer: int) -> Config:
+    model = config.model.model_copy(update={"n_layer": n_layer})
+    return config.model_copy(update={"model": model})
+
+
+def _estimate(config: Config, vocab_size: int, dtype: torch.dtype) -> Memory:
     with FakeTensorMode(), torch.device("cpu"):
         model = GPT(config.model, vocab_size)
         model.train()

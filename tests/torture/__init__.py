@@ -16,6 +16,7 @@ MODULES = {
     1: "kill_training",
     2: "kill_saving",
     3: "resume_everywhere",
+    5: "damage",
     6: "stop_signals",
     9: "two_writers",
     10: "any_config",

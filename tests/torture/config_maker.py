@@ -1,4 +1,4 @@
-"""Makes config files of every kind: right, borderline, wrong, torn, hostile. New keys come along."""
+"""Makes configs of every kind: right, borderline, wrong, torn, hostile; new keys come along."""
 
 import json
 import math
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt.config import Config
+from gpt.configfile import json_schema
 
 Schema = dict[str, Any]
 
 
 def _knobs() -> dict[str, Schema]:
     """The JSON schema of each key; those of a union as its `anyOf`."""
-    whole = Config.model_json_schema()
+    whole = json_schema()
     return {
         f"{section}.{key}": schema
         for section, outer in whole["properties"].items()
@@ -66,7 +66,7 @@ TINY: dict[str, Callable[[random.Random], Any]] = {
     "schedule.min_lr": lambda rng: rng.choice([None, 0, 1e-30]),
     "schedule.restart_step": lambda rng: None,
     "optimizer.lr": lambda rng: rng.choice([3e-4, 1e-3, 1e-2, 0.1]),
-    "log.wandb": lambda rng: False,
+    "log.wandb": lambda rng: False,  # whether one is logged in is no part of a config
     "log.tensorboard": lambda rng: rng.random() < 0.05,
 }
 BASE = ["run.dir", "data.source", "data.dir", "tokenizer.kind", "tokenizer.vocab_size"]
@@ -91,7 +91,15 @@ NASTY_TEXT += [
     "\x7f",
 ]
 NASTY_TEXT += ["/proc/self/mem", "/dev/null", "/dev/zero", "{shared}/words.txt", "{shared}/pipe"]
-NASTY_TEXT += ["{shared}/loop", "{shared}/gone", "/proc/nothing/here", "con", "-", "\t", "🙂" * 70]
+NASTY_TEXT += [
+    "{shared}/loop",
+    "{shared}/gone",
+    "{shared}/words.txt/in",
+    "con",
+    "-",
+    "\t",
+    "🙂" * 70,
+]
 NASTY_SOURCES = ["{shared}/empty.txt", "{shared}/blank.txt", "{shared}/one.txt", "{shared}/nul.txt"]
 NASTY_SOURCES += ["{shared}/latin.txt", "{shared}/bad.jsonl", "{shared}/bad.csv", "{shared}/no.csv"]
 NASTY_SOURCES += [
@@ -123,11 +131,13 @@ KINDS = [
     "Bytes",
 ]
 KINDS += ["{shared}/empty.txt", "chars", "bpe", "{shared}/r.tiktoken", "{shared}/huge.tiktoken"]
+# As a source, these are folders of the machine, whose files are no part of a case.
+ELSEWHERE = {"..", "/", "~"}
 NASTY: dict[str, list[str]] = {
     "run.name": NASTY_TEXT,
     "run.dir": NASTY_TEXT,
     "data.dir": NASTY_TEXT,
-    "data.source": NASTY_TEXT + NASTY_SOURCES * 3,
+    "data.source": [text for text in NASTY_TEXT if text not in ELSEWHERE] + NASTY_SOURCES * 3,
     "data.encoding": NASTY_TEXT[:20] + ENCODINGS * 2,
     "data.text_field": NASTY_TEXT,
     "tokenizer.kind": NASTY_TEXT + KINDS * 4,
@@ -168,6 +178,11 @@ class Draft:
             self.overrides[key] = text
         else:
             self.keys[key] = text
+
+    def drop(self, key: str) -> None:
+        """Takes a key out again."""
+        for each in (self.values, self.keys, self.overrides):
+            each.pop(key, None)
 
     def text(self, rng: random.Random) -> str:
         """The file; notes the line of each key."""
@@ -232,25 +247,27 @@ def edge(key: str, rng: random.Random) -> Any:
 
 
 def _inside(schema: Schema, rng: random.Random) -> Any:
-    if "enum" in schema:
-        return rng.choice(schema["enum"])
+    low, high = schema.get("minimum", 0), schema.get("maximum", 2**63 - 1)
     match schema.get("type"):
+        case _ if "enum" in schema:
+            choices = schema["enum"]
         case "null":
-            return None
+            choices = [None]
         case "boolean":
-            return rng.random() < 0.5
+            choices = [False, True]
         case "integer":
-            low, high = schema.get("minimum", 0), schema.get("maximum", 2**63 - 1)
-            return rng.choice([low, low + 1, high, high - 1, int(_between(low, high, rng))])
+            choices = [low, low + 1, high, high - 1, int(_between(low, high, rng))]
         case "number":
             low = schema.get("minimum", math.nextafter(schema.get("exclusiveMinimum", 0.0), 1e9))
             high = schema.get("maximum", math.nextafter(schema.get("exclusiveMaximum", 1e308), 0))
-            return rng.choice([low, high, float(_between(low, high, rng))])
+            choices = [low, high, float(_between(low, high, rng))]
         case "array" if "prefixItems" in schema:
-            return [_inside(item, rng) for item in schema["prefixItems"]]
+            choices = [[_inside(item, rng) for item in schema["prefixItems"]]]
         case "array":
-            return ["{shared}/words.txt"] * rng.choice([1, 2])
-    return rng.choice(["text", "x" * schema.get("minLength", 1)])
+            choices = [["{shared}/words.txt"], ["{shared}/words.txt"] * 2]
+        case _:
+            choices = ["text", "x" * schema.get("minLength", 1)]
+    return rng.choice(choices)
 
 
 def _between(low: float, high: float, rng: random.Random) -> float:
@@ -291,6 +308,35 @@ def base(rng: random.Random) -> Draft:
     if draft.values["train.max_steps"] is None:
         draft.put("train.max_steps", 3, rng)
     return draft
+
+
+def reconcile(draft: Draft, rng: random.Random) -> None:
+    """Takes back some of what contradicts, so that more runs start."""
+    for one, other in (
+        ("schedule.warmup_steps", "schedule.warmup_fraction"),
+        ("schedule.decay_steps", "schedule.decay_fraction"),
+        ("model.mup_base_depth", "model.mup_base_width"),
+        ("model.mup_base_head_dim", "model.mup_base_width"),
+        ("model.mup_base_width", "optimizer.weight_decay"),
+    ):
+        if one in draft.values and other in draft.values:
+            draft.drop(rng.choice([one, other]))
+    values = draft.values
+    batch, micro = values["train.batch_size"], values.get("train.micro_batch_size")
+    if micro is not None and micro > batch:
+        draft.put("train.micro_batch_size", batch, rng)
+    for key in (
+        "schedule.warmup_steps",
+        "schedule.cycles",
+        "model.n_kv_head",
+        "schedule.decay_steps",
+    ):
+        draft.drop(key)
+    if values["model.n_embd"] % (2 * values["model.n_head"]):
+        draft.put("model.n_head", 2, rng)
+    for key in ("model.mup_base_depth", "model.mup_base_head_dim"):
+        if key in values and rng.random() < 0.7:
+            draft.drop(key)
 
 
 def place(text: str, shared: Path, case: Path) -> str:

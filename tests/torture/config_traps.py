@@ -172,7 +172,7 @@ TRAPS: list[Trap] = [
     _sized("a: |\n @"),
     _sized("train: {max_steps: 1@}"),
 ]
-JUNK = list(b"\0\t\n\r \"#%&'*,-:?[]{}|>!@`~=<.0eE_\\") + [0x80, 0xFF, 0xC3, 0xE2]
+JUNK = list(b"\0\t\n\r \"#%&'*,-:?[]{}|>!@`~=<.0eE_\\\x80\xff\xc3\xe2")
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:
