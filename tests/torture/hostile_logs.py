@@ -301,13 +301,14 @@ def escapes_in_a_run(scene):
     return [*_report(scene, place), ["gpt-report", *two, *page], watch]
 
 
-@attack("injection", 0, 3)
+@attack("injection", *ANY)
 def escapes_in_a_config(scene):
     path = scene.run / "config.yaml"
     text = path.read_text()
     odd = json.dumps(ESCAPES)
+    another = scene.rng.choice(["source", "name", "dir", "kind", "sample_prompt"])
     lines = [
-        f"  {key}: {odd}" if key in ("source", "sample_prompt", "text_field") else line
+        f"  {key}: {odd}" if key in ("sample_prompt", "text_field", another) else line
         for line in text.splitlines()
         for key in [line.strip().partition(":")[0]]
     ]
