@@ -251,3 +251,15 @@ def test_dry_run_touches_nothing(make_config: ConfigMaker, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     assert "nothing was written" in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "words", [["--no-such-option", "x"], ["--config"], ["nonsense", "nonsense"]]
+)
+def test_mistakes_of_the_command_line_are_lines_too(name: str, words: list[str]) -> None:
+    ended = command(name, *words)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    for line in ended.stderr.splitlines():
+        assert line.startswith("error: "), line

@@ -16,6 +16,7 @@ LAYERS = [
     {
         "device",
         "ranks",
+        "room",
         "tokenizer",
         "model",
         "plan",
@@ -66,6 +67,7 @@ LAYERS = [
     {"report.limits"},
     {"report.remedies"},
     {"report.probe"},
+    {"cli.arguments"},
     {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr", "cli.report"}
     | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt.cli.arguments import Parser
 from gpt.errors import UserError, json_line, run_command, say, shown
 
 if TYPE_CHECKING:
@@ -143,15 +144,12 @@ def _longest(tokenizer: "Tokenizer", count: int = 5) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     from gpt.configfile import knobs_help
 
-    parser = argparse.ArgumentParser(
-        prog="gpt-data", description="Text to tokens, and a look at them.", allow_abbrev=False
-    )
+    parser = Parser(prog="gpt-data", description="Text to tokens, and a look at them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="tokenize the text of a config, or say it is done")
     info = commands.add_parser("info", help="verify and describe a folder that build made")
     tokenizer = commands.add_parser("tokenizer", help="make the tokenizer of a config, and save it")
     for command in (build, tokenizer):
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = knobs_help()
         command.add_argument(
             "--config", type=Path, required=True, metavar="FILE", help="YAML config"

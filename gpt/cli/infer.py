@@ -5,8 +5,8 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gpt.cli.arguments import Parser
 from gpt.errors import UserError, run_command
 
 MAX_PROMPT_BYTES = 64 * 2**20
@@ -16,14 +16,6 @@ EPILOG = """\
 The prompt is echoed, then the text follows as it is generated. Several prompts or samples: each
 begins with a line such as `--- prompt 1/2, sample 1/3 ---`. An empty prompt begins a new document.
 Beyond the model's context the oldest quarter of the tokens slides out."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all of ours."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError."""
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,12 +105,10 @@ def _decode(data: bytes, source: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="gpt-infer",
         description="Continues a text with a trained model.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = parser.add_argument_group("what to continue").add_mutually_exclusive_group()
     add = what.add_argument

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
+from gpt.cli.arguments import Parser
 from gpt.errors import UserError, run_command
 
 COMMANDS = {
@@ -40,10 +41,9 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser; only the chosen command's options are read in, for speed."""
     from gpt.configfile import knobs_help
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gpt-lr",
         description="Which learning rate, why, and what it will do.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
@@ -51,8 +51,6 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         if name not in WITHOUT_CONFIG:
             command.epilog = knobs_help()

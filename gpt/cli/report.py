@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt.cli.arguments import Parser
 from gpt.errors import EXIT_FINDINGS, UserError, run_command, say
 
 if TYPE_CHECKING:
@@ -34,12 +35,11 @@ def _report(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gpt-report",
         description="How a run did: findings with evidence, likely cause and the next command. "
         "Several runs are compared, with intervals.",
         epilog="Exit code: 0 healthy, 3 with findings, 2 for a mistake in the call.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs",

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt.cli.arguments import Parser
 from gpt.errors import run_command
 
 
@@ -33,12 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     from gpt.configfile import knobs_help
     from gpt.ratepolicy import POLICIES
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gpt-train",
         description="Trains a GPT as a YAML config says, or goes on where the run stopped.",
         epilog=knobs_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
