@@ -18,6 +18,9 @@ from gpt.step import cross_entropy_sum
 LOST_LOGIT = 1e3
 LOST_LOSS = 1.5  # times ln V: worse than a guess, which no single bad batch makes of a sound model
 
+# Larger weights are finite, and lost: the squares that norms are made of come near fp32's end.
+LOST_WEIGHT = 1e18
+
 Cause = Literal["rate", "overflow", "batch"]
 
 
@@ -32,7 +35,7 @@ class Autopsy:
             finite; empty if none is when looked at again.
         rows: sequences of the batch whose loss is not finite, counted from 0.
         largest_logit: the largest finite |logit|, with fp16 that in fp32.
-        broken: what of the weights or the optimizer's state is not finite; empty if all is.
+        broken: what of the weights or the optimizer's state is lost; empty if nothing is.
     """
 
     cause: Cause
@@ -89,7 +92,7 @@ def examine(training: Training, inputs: Tensor, targets: Tensor) -> Autopsy:
             largest = max(largest, float(finite.abs().max()) if finite.numel() else math.inf)
             total += float(losses.sum()) / targets.numel()
     model.train(was_training)
-    broken = not_finite(training)
+    broken = out_of_range(training)
     lost = largest > LOST_LOGIT or not total <= LOST_LOSS * math.log(model.vocab_size)
     cause: Cause = "batch"
     if training.dtype == torch.float16 and finite_in_fp32 and largest <= LOST_LOGIT:
@@ -100,21 +103,29 @@ def examine(training: Training, inputs: Tensor, targets: Tensor) -> Autopsy:
 
 
 @torch.no_grad()
-def not_finite(training: Training) -> str:
-    """What of the weights, or else of the optimizer's state, is not finite; empty if all is.
+def out_of_range(training: Training) -> str:
+    """What holds a number that is out of range, weights before the optimizer; empty for nothing.
 
-    Where all is, it costs one reading of them, and waits for the device once.
+    Weights must be finite and not above LOST_WEIGHT, the optimizer's state finite. Where all is
+    well, it costs one reading of them.
     """
-    named = {name: p.detach() for name, p in training.model.named_parameters()}
-    for name, parameter in training.model.named_parameters():
-        for key, value in training.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                named[f"the optimizer's {key} of {name}"] = value
-    # The norm of largest elements, which no sum of large ones can overflow.
-    largest = torch.nn.utils.get_total_norm([*named.values()], norm_type=math.inf)
-    if bool(torch.isfinite(largest)):
-        return ""
-    return next(name for name, values in named.items() if not bool(torch.isfinite(values).all()))
+    weights = {name: p.detach() for name, p in training.model.named_parameters()}
+    state = {
+        f"the optimizer's {key} of {name}": value
+        for name, parameter in training.model.named_parameters()
+        for key, value in training.optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+    for named, limit in ((weights, LOST_WEIGHT), (state, math.inf)):
+        # The norm of largest elements, which no sum of large ones can overflow.
+        largest = float(torch.nn.utils.get_total_norm([*named.values()], norm_type=math.inf))
+        if not math.isfinite(largest) or largest > limit:
+            return next(
+                name
+                for name, values in named.items()
+                if not bool(torch.isfinite(values).all()) or float(values.abs().max()) > limit
+            )
+    return ""
 
 
 @contextmanager

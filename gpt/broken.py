@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt.autopsy import Autopsy, examine, not_finite
+from gpt.autopsy import LOST_WEIGHT, Autopsy, examine, out_of_range
 from gpt.checkpoint import Training
 from gpt.config import Config
 from gpt.errors import UserError
@@ -46,11 +46,11 @@ def skip_broken(
 
 
 def stop_if_broken(run: Path, training: Training, recorder: Recorder) -> None:
-    """Ends the run where weights or optimizer hold numbers that are not finite.
+    """Ends the run where weights or optimizer hold numbers that are lost.
 
     Called before each save: a checkpoint of them would, sooner or later, take the good ones' place.
     """
-    broken = not_finite(training)
+    broken = out_of_range(training)
     if broken:
         recorder.event("diverged", what="weights", where=broken, cause="rate")
         recorder.look()
@@ -86,12 +86,13 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
 
 
 def lost(run: Path, training: Training, broken: str) -> UserError:
-    """The end of a run whose weights or optimizer are no longer finite."""
+    """The end of a run whose weights or optimizer are lost."""
     step, rate = training.progress.step, training.optimizer.param_groups[0]["lr"]
     kept, lower = ways_on(run, training.config)
     return UserError(
-        f"train: {broken} is not finite after step {step} (rate {rate:.2e}); stopped, none of it "
-        "was saved. Cause: an update beyond all numbers, most often because the rate is too high; "
+        f"train: {broken} is not finite (or above {LOST_WEIGHT:g}) after step {step}, rate "
+        f"{rate:.2e}; stopped, none of it was saved. Cause: an update beyond all use, most often "
+        "because the rate is too high; "
         f"{kept}. Go on with: {lower}"
     )
 

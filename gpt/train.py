@@ -173,10 +173,20 @@ def evaluate_and_sample(
     train_loss = note_evaluation(progress, result)
     recorder.evaluation(result, train_loss, is_best=progress.best_step == progress.step)
     if config.eval.sample_tokens and math.isfinite(result.loss):
-        text = sample(training)
-        recorder.event("sample", prompt=config.eval.sample_prompt, text=text)
-        recorder.line(f"sample | {config.eval.sample_prompt}{text}".replace("\n", "\n       | "))
+        write_sample(training, recorder)
     return True
+
+
+def write_sample(training: Training, recorder: Recorder) -> None:
+    """Writes down a sample; a model from which none can be drawn is the next step's to judge."""
+    prompt = training.config.eval.sample_prompt
+    try:
+        text = sample(training)
+    except UserError as error:
+        recorder.line(f"warning: no sample: {error}")
+        return
+    recorder.event("sample", prompt=prompt, text=text)
+    recorder.line(f"sample | {prompt}{text}".replace("\n", "\n       | "))
 
 
 def sample(training: Training) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt.autopsy import LOST_LOGIT, Autopsy, examine, not_finite
+from gpt.autopsy import LOST_LOGIT, Autopsy, examine, out_of_range
 from gpt.build import build_training
 from gpt.checkpoint import Training
 from gpt.data import Batches, open_data
@@ -204,18 +204,21 @@ def test_a_batch_that_is_well_when_looked_at_again(make_config: ConfigMaker) -> 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_one_number_of_weights_or_optimizer_that_is_not_finite(
+def test_one_number_of_weights_or_optimizer_that_is_out_of_range(
     value: float, make_config: ConfigMaker
 ) -> None:
     training, _ = begin(make_config)
-    assert not_finite(training) == ""
+    assert out_of_range(training) == ""
     parameter = training.model.get_parameter("blocks.1.mlp.up.weight")
     average = training.optimizer.state[parameter]["exp_avg_sq"]
     with torch.no_grad():
-        parameter[3, 4] = 3e38  # the largest numbers are numbers
-        average[1, 2] = 3e38
-        assert not_finite(training) == ""
+        parameter[3, 4] = 9e17
+        average[1, 2] = 3e38  # the largest numbers are numbers
+        assert out_of_range(training) == ""
+        parameter[3, 4] = -2e18
+        assert out_of_range(training) == "blocks.1.mlp.up.weight"
+        parameter[3, 4] = 0
         average[1, 2] = value
-        assert not_finite(training) == "the optimizer's exp_avg_sq of blocks.1.mlp.up.weight"
+        assert out_of_range(training) == "the optimizer's exp_avg_sq of blocks.1.mlp.up.weight"
         parameter[3, 4] = value
-        assert not_finite(training) == "blocks.1.mlp.up.weight"
+        assert out_of_range(training) == "blocks.1.mlp.up.weight"

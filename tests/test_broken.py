@@ -46,7 +46,9 @@ def test_broken_weights_are_never_saved(
         return result
 
     monkeypatch.setattr(gpt.train, "train_step", breaks)
-    with pytest.raises(UserError, match=f"tok_emb.weight is not finite after step {at}") as stopped:
+    with pytest.raises(
+        UserError, match=rf"tok_emb.weight is not finite \(or above 1e\+18\) after step {at},"
+    ) as stopped:
         train(config)
     run = run_of(config)
     assert [f.name for f in checkpoint_folders(run)] == (["step-00000004"] if saved else [])
@@ -114,3 +116,21 @@ def test_the_advice_for_broken_batches_is_taken(
     train(make_config(train__skip_limit="5"))
     assert checkpoint_folders(run_of(config))[-1].name == "step-00000012"
     assert [r["batch"] for r in events(config, "nonfinite")] == [5, 6, 7]
+
+
+def test_a_model_that_no_sample_can_be_drawn_from_ends_no_run(
+    make_config: ConfigMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its logits may break on the sample's prompt alone."""
+
+    def fails(*_: object) -> str:
+        raise UserError("the model's logits are not finite")
+
+    monkeypatch.setattr(gpt.train, "sample", fails)
+    config = make_config()
+    train(config)
+    assert "warning: no sample: the model's logits are not finite" in capsys.readouterr().err
+    assert checkpoint_folders(run_of(config))[-1].name == "step-00000012"
+    assert events(config, "sample") == []
