@@ -372,7 +372,7 @@ def _validate(source: _Source, *, for_lint: bool) -> tuple[Config | None, list[_
         bad = {".".join(str(part) for part in e["loc"][:2]) for e in error.errors()}
         # Looking for what was meant takes a millisecond each; nobody reads the thousandth.
         first = error.errors()[: 10 * MOST_LINES]
-        problems = _one_a_key(_problem(source, dict(e)) for e in first)
+        problems = _one_a_key((_problem(source, dict(e)), str(e["type"])) for e in first)
         healthy = {
             section: {key: v for key, v in keys.items() if f"{section}.{key}" not in bad}
             for section, keys in values.items()
@@ -392,12 +392,18 @@ def _validate(source: _Source, *, for_lint: bool) -> tuple[Config | None, list[_
     return config, problems
 
 
-def _one_a_key(problems: Iterable[_Problem]) -> list[_Problem]:
-    """The first mistake of each key: pydantic tells one for every type that a key may have."""
-    first: dict[tuple[str, str], _Problem] = {}
-    for problem in problems:
-        first.setdefault((problem.where, problem.key), problem)
-    return list(first.values())
+def _one_a_key(problems: Iterable[tuple[_Problem, str]]) -> list[_Problem]:
+    """The first mistake of each key: pydantic tells one for every type that a key may have.
+
+    What is wrong with a value of the right type says more than that it is of no other.
+    """
+    chosen: dict[tuple[str, str], tuple[_Problem, str]] = {}
+    for problem, kind in problems:
+        place = (problem.where, problem.key)
+        of_type = place in chosen and chosen[place][1].endswith("_type")
+        if place not in chosen or (of_type and not kind.endswith("_type")):
+            chosen[place] = problem, kind
+    return [problem for problem, _ in chosen.values()]
 
 
 def _problem(source: _Source, error: dict[str, Any]) -> _Problem:

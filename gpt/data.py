@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from gpt.batches import Batches, check_context, eval_batches
 from gpt.config import Config, is_tokenizer_kind
+from gpt.configfile import named
 from gpt.corpus import Corpus, Piece, scan, source_files
 from gpt.errors import UserError, say
 from gpt.files import check_writable, is_sealed, locked, sealed, sync, write_durably
 from gpt.ranks import ranks_path
-from gpt.shards import Hex, ShardWriter, Split, SplitMeta, hash_file, open_split
+from gpt.shards import Hex, ShardWriter, Split, SplitMeta, open_split
 from gpt.sources import STDLIB, file_stat
 from gpt.tokenizer import Ids, Tokenizer, build_tokenizer, load_tokenizer, read_bounded
 
@@ -204,7 +205,9 @@ def _request(config: Config) -> str:
     if tokenizer.kind == "bpe":
         made_of += [tokenizer.vocab_size, tokenizer.split]
     elif not is_tokenizer_kind(tokenizer.kind):
-        made_of = [hash_file(ranks_path(tokenizer.kind)), tokenizer.split]
+        with named("tokenizer.kind"):
+            ranks = read_bounded(ranks_path(tokenizer.kind))
+        made_of = [hashlib.sha256(ranks).hexdigest(), tokenizer.split]
     request = [
         FORMAT,
         [

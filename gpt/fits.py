@@ -7,7 +7,7 @@ What the estimate missed is caught when an allocation fails: the same advice, an
 import errno
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,27 +15,23 @@ import torch
 
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.gauges import SAMPLE
 from gpt.lr.memory import estimate_memory
 from gpt.model import parameter_inventory
+from gpt.room import Room, room
 from gpt.rundir import newest_checkpoint
 
-# Shares of what is free. Up to the first, no closer look is needed; over the second, a warning.
-SURE, NEAR = 0.5, 0.8
-# Advice leaves this much, for what no estimate knows of.
-ADVISED = 0.9
+# Shares of what is free. Up to the first, no closer look is needed; over the second, a warning, and
+# advice stays below it: a process was measured to hold 1.45 times what its tensors take.
+SURE, NEAR = 0.5, 0.66
 _FLOAT = 4
 # Python's and NumPy's own objects for one sequence while a batch is put together; measured.
 _SEQUENCE_BYTES = 300
 # A token as it is read, as int64, and as input and target.
 _TOKEN_BYTES = 4 + 8 + 8 + 8
+# What can be made smaller, in this order, and down to what (n_embd: two features a head).
+_LEAST = {"batch_size": 1, "context_len": 16, "n_layer": 1, "n_embd": 1}
 _FAILURES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-
-
-class Room(NamedTuple):
-    """Bytes that are free, and those that swapping would add to them."""
-
-    free: float
-    swap: float = 0
 
 
 class Bounds(NamedTuple):
@@ -44,63 +40,6 @@ class Bounds(NamedTuple):
     resting: float
     low: float
     high: float
-
-
-def room(device: torch.device) -> Room | None:
-    """The memory that a run may take on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return Room(torch.cuda.mem_get_info(device)[0] + kept)
-    if device.type == "mps":
-        return Room(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    found = _numbers(Path("/proc/meminfo"))
-    if "MemAvailable" not in found:
-        return None
-    free = min([found["MemAvailable"], *_limits()])
-    swap = found.get("SwapFree", 0) if free == found["MemAvailable"] else 0
-    return Room(free, swap)
-
-
-def _limits() -> Iterator[float]:
-    """What is left of the limits of this process and of its container."""
-    import resource  # Windows has none, and no /proc/meminfo either
-
-    mine = _numbers(Path("/proc/self/status"))
-    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        most, _ = resource.getrlimit(limit)
-        if most != resource.RLIM_INFINITY and used in mine:
-            yield max(0.0, most - mine[used])
-    for folder, limit_name, used_name in _groups():
-        with suppress(OSError, ValueError):  # no such limit
-            allowed = int((folder / limit_name).read_text())
-            cached = _numbers(folder / "memory.stat").get("inactive_file", 0)
-            yield max(0.0, allowed - int((folder / used_name).read_text()) + cached)
-
-
-def _groups() -> Iterator[tuple[Path, str, str]]:
-    """The control groups that this process is in, innermost first, and their files."""
-    root, own = Path("/sys/fs/cgroup"), ""
-    with suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        own = next((line[3:] for line in lines if line.startswith("0::")), "")
-    inner = Path(own.strip("/"))
-    for folder in [inner, *inner.parents]:
-        yield root / folder, "memory.max", "memory.current"
-    yield root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-
-
-def _numbers(path: Path) -> dict[str, float]:
-    """Lines such as `MemAvailable:  12 kB` as bytes by name."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    words = [line.replace(":", " ").split() for line in lines]
-    return {
-        parts[0]: float(parts[1]) * (1024 if parts[2:] == ["kB"] else 1)
-        for parts in words
-        if len(parts) > 1 and parts[1].isdigit()
-    }
 
 
 def bounds(config: Config, vocab_size: int) -> Bounds:
@@ -120,8 +59,13 @@ def bounds(config: Config, vocab_size: int) -> Bounds:
     least = tokens * (inside + 3 * vocab_size * _FLOAT)
     inside = model.n_layer * (20 * model.n_embd + 4 * model.hidden) + 10 * model.n_embd
     most = tokens * (inside + 4 * vocab_size) * _FLOAT
-    resting = _FLOAT * n_parameters * (2 + of_state) + batch
-    return Bounds(low, low + least, 1.2 * resting + most)
+    # What an update adds (`lr.memory.update_bytes`): samples of each tensor, copies of the largest.
+    sampled = min(n_parameters, (9 * model.n_layer + 4) * SAMPLE)
+    update = 4 * sampled + 2 * model.n_embd * max(vocab_size, model.hidden, model.context_len)
+    if config.optimizer.name == "muon":
+        update = 7 * n_parameters
+    resting = _FLOAT * (n_parameters * (2 + of_state) + update) + batch
+    return Bounds(low, low + least, resting + most)
 
 
 def check_fits(
@@ -205,36 +149,28 @@ def fitting(
 
     The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps.
     """
-    limit, batch = ADVISED * free, config.train.batch_size
+    limit, batch = NEAR * free, config.train.batch_size
     micro = config.train.micro_batch_size or batch
     if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype)):
         return {"train.micro_batch_size": most}
-    now, changes = _with(config, micro_batch_size=1), {"train.micro_batch_size": 1}
-    if micro == 1:
-        changes = {}
-    for key, least in (
-        ("batch_size", 1),
-        ("context_len", 16),
-        ("n_layer", 1),
-        ("n_embd", 2 * config.model.n_head),
-    ):
-        section = "train" if key == "batch_size" else "model"
-        if key == "batch_size" and _batch_bytes(now) < 0.3 * limit:
-            continue
-        while bounds(now, vocab_size).high > limit:
-            value = int(getattr(getattr(now, section), key)) // 2
-            value -= value % least if key == "n_embd" else 0
-            if value < least:
-                break
-            now, changes = _with(now, **{key: value}), {**changes, f"{section}.{key}": value}
-    if bounds(now, vocab_size).high > limit:
-        return {}
-    first = [key for key in changes if key != "train.micro_batch_size"]
-    return {key: changes[key] for key in [*first, *changes]}
-
-
-def _batch_bytes(config: Config) -> float:
-    return config.train.batch_size * (config.model.context_len * _TOKEN_BYTES + _SEQUENCE_BYTES)
+    first = {} if micro == 1 else {"train.micro_batch_size": 1}
+    one_by_one = [[key] for key in _LEAST]
+    for keys in [*one_by_one, list(_LEAST)]:
+        now, changes = _with(config, micro_batch_size=1), dict[str, int]()
+        halved = True
+        while halved and bounds(now, vocab_size).high > limit:
+            halved = False
+            for key in keys:
+                section = "train" if key == "batch_size" else "model"
+                least = 2 * config.model.n_head if key == "n_embd" else _LEAST[key]
+                value = int(getattr(getattr(now, section), key)) // 2
+                value -= value % least if key == "n_embd" else 0
+                if value >= least:
+                    now, halved = _with(now, **{key: value}), True
+                    changes[f"{section}.{key}"] = value
+        if bounds(now, vocab_size).high <= limit:
+            return changes | first
+    return {}
 
 
 def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
@@ -311,3 +247,27 @@ def out_of_memory(config: Config, run: Path) -> UserError:
         f"{key} {value}: an allocation failed, there is less memory free here than the run needs; "
         f"stopped, {where}. Go on with: {way}"
     )
+
+
+@contextmanager
+def memory_for_inference(checkpoint: Path, device: torch.device) -> Iterator[None]:
+    """Refuses a model whose weights alone do not fit, and explains a failed allocation later on."""
+    stored, there = checkpoint / "model.safetensors", room(device)
+    weights = stored.stat().st_size if stored.is_file() else 0
+    if there is not None and weights > there.free + there.swap:
+        raise UserError(
+            f"{checkpoint}: its weights take {gigabytes(weights)} of memory, and "
+            f"{gigabytes(there.free)} are free on {device}; end other programs, or take a smaller "
+            "model"
+        )
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise UserError(
+            f"{checkpoint}: an allocation failed: there is less memory free here than its weights "
+            f"({gigabytes(weights)}) and the texts need; ask for fewer --samples, fewer prompts at "
+            "once, or shorter texts (--max-tokens)"
+        ) from None

@@ -19,6 +19,7 @@ import torch
 from gpt.checkpoint import load_for_inference
 from gpt.device import DTYPES, pick_device, pick_dtype, set_threads
 from gpt.errors import UserError, json_line, say, say_errors, shown
+from gpt.fits import memory_for_inference
 from gpt.generate import Piece, Sampling, generate
 from gpt.model import GPT, count_parameters
 from gpt.rundir import find_checkpoint
@@ -46,12 +47,13 @@ def infer(request: Request) -> None:
     device = pick_device(request.device)
     set_threads()
     folder = find_checkpoint(request.run, request.checkpoint)
-    model, tokenizer = load_for_inference(folder, device)
-    model = model.to(inference_dtype(request.dtype, device, model))
-    if request.prompts is None:
-        interact(model, tokenizer, request)
-    else:
-        answer(model, tokenizer, request, request.prompts)
+    with memory_for_inference(folder, device):
+        model, tokenizer = load_for_inference(folder, device)
+        model = model.to(inference_dtype(request.dtype, device, model))
+        if request.prompts is None:
+            interact(model, tokenizer, request)
+        else:
+            answer(model, tokenizer, request, request.prompts)
 
 
 def inference_dtype(wish: str, device: torch.device, model: GPT) -> torch.dtype:

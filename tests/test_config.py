@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import math
 import time
 from pathlib import Path
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gpt.config import PRESETS, Config, ModelConfig
-from gpt.configfile import dump_config, json_schema, knobs, knobs_help, load_config, split_overrides
+from gpt.configfile import (
+    dump_config,
+    json_schema,
+    knobs,
+    knobs_help,
+    load_config,
+    located,
+    named,
+    split_overrides,
+)
 from gpt.errors import UserError
 from gpt.model import parameter_inventory
 
@@ -594,3 +604,70 @@ def test_every_knob_is_read_somewhere():
     keys = {name.partition(".")[2] for name, *_ in knobs()}
     unread = {key for key in keys if key not in read and through.get(key) not in read}
     assert not unread
+
+
+# What the torture of configs found ---------------------------------------------------------------
+
+
+def test_a_character_that_does_not_exist_is_told_with_its_line(tmp_path):
+    (line,) = mistakes(tmp_path, 'run:\n  name: "\\UFFFFFFFF"\n')
+    assert line.startswith("run.yaml:2: not valid YAML")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.lr", "5e-324"),
+        ("schedule.start_factor", "1e-300"),
+        ("optimizer.eps", "1e-60"),
+        ("train.max_tokens", "1" + "0" * 400),
+        ("schedule.cosine_steps", "1" + "0" * 30),
+        ("run.name", "é" * 150),
+        ("run.dir", "a\0b"),
+        ("data.source", "x" * 5000),
+        ("tokenizer.kind", "a\0b"),
+        ("eval.sample_prompt", "x" * 20_000),
+        ("train.device", "cuda:٣"),
+        ("data.\ud800", "1"),
+        ("\ud800.x", "1"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(key, value):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [(key, value)])
+    (line,) = caught.value.lines
+    assert line.startswith("command line: --")
+
+
+def test_many_sources_still_fit_into_the_runs_own_config():
+    with pytest.raises(UserError, match="name a folder"):
+        load_config(None, [("data.source", f"[{', '.join(['a' * 190] * 900)}]")])
+
+
+def test_the_schema_has_the_limits_in_its_own_words():
+    found = json_schema()["$defs"]["ScheduleConfig"]["properties"]["decay_fraction"]
+    assert found["anyOf"][0] == {"exclusiveMinimum": 0, "maximum": 1, "type": "number"}
+    assert '"le"' not in json.dumps(json_schema())
+
+
+def test_a_later_mistake_names_where_its_key_was_written(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  source: gone.txt\n", encoding="utf-8")
+
+    def told(*lines: str, overrides: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
+        with pytest.raises(UserError) as caught, located(path, overrides):
+            raise UserError(*lines)
+        return caught.value.lines
+
+    assert told("data.source: it is gone", "run.name: is a file", "other") == (
+        f"{path}:2: data.source: it is gone",
+        "run.name: is a file",
+        "other",
+    )
+    assert told("run.name 3: x", overrides=(("run.name", "3"),)) == (
+        "command line: --run.name 3: x",
+    )
+    with pytest.raises(UserError, match=r"^data\.source: words.txt: bad$"), named("data.source"):
+        raise UserError("words.txt: bad")
+    with pytest.raises(UserError, match=r"^data\.encoding: bad$"), named("data.source"):
+        raise UserError("data.encoding: bad")

@@ -1,0 +1,62 @@
+"""What --dry-run finds out without writing: what the run would be refused for, and in its words."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt.build import dry_run
+from gpt.config import Config
+from gpt.errors import UserError
+from gpt.train import train
+from tests.conftest import ConfigMaker
+
+
+def both(config: Config, *needed: str) -> str:
+    """What --dry-run and the run refuse it for: the same."""
+    told = []
+    for attempt in (lambda: dry_run(config, "auto"), lambda: train(config)):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        told.append(caught.value.lines)
+    assert told[0] == told[1]
+    assert not Path(config.run.dir, config.run.name).exists()
+    (line,) = told[0]
+    assert all(word in line for word in needed), line
+    return line
+
+
+def test_a_small_text_is_read_and_nothing_is_left(make_config: ConfigMaker, tmp_path: Path):
+    lines = dry_run(make_config(), "auto")
+    assert any("tokens to train on" in line for line in lines)
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_that_the_tokenizer_lacks_is_no_late_failure(make_config: ConfigMaker):
+    line = both(make_config(tokenizer__kind="chars"), "'\\n'")  # the default; the text is one line
+    assert line.startswith("eval.sample_prompt: not among")
+    train(make_config(tokenizer__kind="chars", eval__sample_prompt="", train__max_steps="4"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"model__context_len": "50000"}, "model.context_len 50000: the training split has"),
+        ({"data__val_fraction": "1e-300"}, "data.val_fraction"),
+        ({"data__encoding": "ascii"}, "data.source: "),
+        ({"data__encoding": "idna"}, "data.encoding"),
+        ({"data__dir": "{}/words.txt/in"}, "data.dir: "),
+        ({"run__dir": "{}/words.txt/in"}, "run.dir: "),
+    ],
+)
+def test_refused_alike(make_config: ConfigMaker, tmp_path: Path, changes, needed):
+    placed = {key: value.format(tmp_path) for key, value in changes.items()}
+    both(make_config(**placed), needed)
+
+
+def test_a_ranks_file_whose_ids_leave_no_room(make_config: ConfigMaker, tmp_path: Path):
+    from tests.test_tokenizer import write_ranks
+
+    path = write_ranks(tmp_path / "full.tiktoken")
+    path.write_bytes(path.read_bytes() + b"YWFh 1999999\n")
+    both(make_config(tokenizer__kind=str(path)), "tokenizer.kind: ", "give another ranks file")
