@@ -66,6 +66,8 @@ def verify_checkpoint(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, which is of this folder, as it was written, and of a version that is read."""
     path = folder / MANIFEST
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: not a plain file; the checkpoint is damaged")
     content = _read(path)
     whole = is_sealed(content)
     if whole is False:

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gpt.config import Config, Section
 from gpt.errors import UserError
-from gpt.files import read_plain, write_durably
+from gpt.files import is_sealed, read_plain, sealed, write_durably
 
 RatePolicy = Literal["keep", "extend", "rewarm", "override"]
 POLICIES: tuple[RatePolicy, ...] = get_args(RatePolicy)
@@ -76,7 +76,12 @@ class RateChange(Section):
         return with_keys(config, {key: was for key, (was, _) in self.changed.items()})
 
 
-_RECORD = TypeAdapter(list[RateChange])
+class _Record(Section):
+    seal: str
+    changes: list[RateChange]
+
+
+_OLD_RECORD = TypeAdapter(list[RateChange])  # of versions without a seal
 
 
 def refused_changes(changed: Iterable[KeyChange], policy: RatePolicy) -> list[KeyChange]:
@@ -156,7 +161,13 @@ def read_record(run: Path) -> list[RateChange]:
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
             raise _damaged(path, f"over {MAX_RECORD_BYTES:,} bytes")
-        changes = _RECORD.validate_json(read_plain(path, MAX_RECORD_BYTES))
+        content = read_plain(path, MAX_RECORD_BYTES)
+        if is_sealed(content) is False:
+            raise _damaged(path, "its SHA-256 is not the one in it")
+        if is_sealed(content):
+            changes = _Record.model_validate_json(content).changes
+        else:
+            changes = _OLD_RECORD.validate_json(content)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -165,6 +176,11 @@ def read_record(run: Path) -> list[RateChange]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise _damaged(path, f"{where}: {first['msg']}" if where else first["msg"]) from None
+    _check_record(path, changes)
+    return changes
+
+
+def _check_record(path: Path, changes: Sequence[RateChange]) -> None:
     steps = [change.step for change in changes]
     if steps != sorted(set(steps)):
         raise _damaged(path, "its steps do not rise")
@@ -177,14 +193,13 @@ def read_record(run: Path) -> list[RateChange]:
             change.undone(Config())
         except (ValidationError, KeyError):
             raise _damaged(path, f"step {change.step} holds values of no config") from None
-    return changes
 
 
 def write_record(run: Path, changes: Sequence[RateChange]) -> None:
     """Replaces the record, whole or not at all; a run without changes has no file."""
     path = run / RECORD_NAME
     if changes:
-        write_durably(path, _RECORD.dump_json(list(changes), indent=1) + b"\n")
+        write_durably(path, sealed({"changes": [each.model_dump(mode="json") for each in changes]}))
     else:
         path.unlink(missing_ok=True)
 

@@ -507,7 +507,7 @@ def test_a_policy_needs_a_checkpoint(policy: RatePolicy, quick: Maker, short_run
     for checkpoint in (run_of(config) / "checkpoints").glob("step-*"):
         damage(checkpoint)
     before = everything(run_of(config))
-    with pytest.raises(UserError, match=f"--rate {policy}: .*tiny holds no checkpoint"):
+    with pytest.raises(UserError, match=r"tiny: none of its \d checkpoints is whole"):
         train(short_run(train__max_steps="20"), rate=policy)
     assert everything(run_of(config)) == before
 

@@ -16,6 +16,7 @@ from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.data import open_data
 from gpt.errors import UserError
+from gpt.ratepolicy import read_record
 from gpt.resume import find_start
 from gpt.rundir import (
     changed_keys,
@@ -331,6 +332,8 @@ def _run(
         except UserError as error:
             assert all("Traceback" not in line for line in error.lines)
             return f"the run's {name}, refused"
+    if name == "rate.json" and harm is not _gone:
+        assert start.record == read_record(run_path(whole)), "another record, and not a word"
     differs = changed_keys(config, start.config) + free_changes(config, start.config)
     assert not changed_keys(config, start.config), differs
     if free_changes(config, start.config):
