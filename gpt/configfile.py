@@ -23,6 +23,9 @@ from gpt.files import read_plain
 
 MAX_FILE_BYTES = 1_000_000
 MAX_DEPTH = 20  # a config needs 3; PyYAML takes minutes for thousands
+MAX_EVENTS = (
+    20_000  # keys, values, brackets: a config has some hundred, PyYAML reads 50,000 a second
+)
 _NOT_PLAIN = re.compile(
     r"[^ -~\u00a0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
@@ -289,13 +292,18 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
     """The tree of YAML nodes; UserError with the line for what is not YAML, and for aliases."""
     loader = None
     try:
-        depth, loader = 0, _Loader(text)
+        depth, count, loader = 0, 0, _Loader(text)
         while event := loader.get_event():  # type: ignore[no-untyped-call]
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path}:{line}: YAML aliases (*name) are not read; write it out")
+            count += 1
+            if count > MAX_EVENTS:
+                raise UserError(
+                    f"{path}:{line}: over {MAX_EVENTS:,} keys and values; is it a config?"
+                )
             if depth > MAX_DEPTH:
                 raise UserError(f"{path}:{line}: nested too deeply; a config has sections and keys")
         return yaml.compose(text, Loader=_Loader)

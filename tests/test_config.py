@@ -639,6 +639,13 @@ def test_what_would_fail_later_is_refused_at_once(key, value):
     assert line.startswith("command line: --")
 
 
+@pytest.mark.parametrize("line", ["x: 1\n", "model: {x: 1}\n", "- 1\n", "[1, 2, 3],\n"])
+def test_a_flood_of_keys_is_refused_soon(tmp_path, line):
+    start = time.process_time()
+    mistakes(tmp_path, ("[" if line[0] == "[" else "") + line * (900_000 // len(line)))
+    assert time.process_time() - start < 3
+
+
 def test_many_sources_still_fit_into_the_runs_own_config():
     with pytest.raises(UserError, match="name a folder"):
         load_config(None, [("data.source", f"[{', '.join(['a' * 190] * 900)}]")])

@@ -39,6 +39,7 @@ from tests.torture.config_maker import (
 from tests.torture.config_traps import ARGUMENTS, TRAPS, mutated
 
 LIMIT_S = 2.0  # of one core, until a config is accepted or refused
+SPREAD = 250
 MOST_STEPS = 6  # then a run is stopped as by SIGTERM
 MOST_FLOPS, MOST_SAMPLED = 3e9, 300  # more than a case may take
 FREE_BYTES = 4e9  # the machine that a case believes it has
@@ -81,13 +82,14 @@ def prepare(shared: Path) -> None:
 
 def case(index: int, rng: random.Random, folder: Path) -> str:
     """One config, checked with --dry-run, trained with, and now and then planned."""
-    kind, make = list(MAKERS.items())[index % len(MAKERS)]
+    turn = index + index // SPREAD  # so that evenly spread cases are of all kinds
+    kind, make = list(MAKERS.items())[turn % len(MAKERS)]
     argv, draft = make(rng, folder)
     with ExitStack() as stack:
         (folder / "here").mkdir()
         stack.enter_context(chdir(folder / "here"))  # relative names are the case's own
-        _confine(stack, pictures=index // len(MAKERS) % 8 == 0)
-        if index // len(MAKERS) % 6 == 5:
+        _confine(stack, pictures=turn // len(MAKERS) % 8 == 0)
+        if turn // len(MAKERS) % 6 == 5:
             return f"{kind}: {_plan(argv, rng)}"
         told, dry, seconds = _call("train", ["--dry-run", *argv])
         assert seconds < LIMIT_S * _patience(), f"--dry-run took {seconds:.1f} s of the CPU"
@@ -377,6 +379,7 @@ def _check_run(config: Config, code: int, said: str) -> str:
     assert code in (0, 143), f"exit {code}:\n{said}"
     assert load_config(run / "config.yaml") == config
     assert (run / "config.yaml").read_text(encoding="utf-8") == dump_config(config)
+    assert "warning: no sample" not in said, said
     explained = {record["step"] for record in records if record["kind"] == "event"}
     for record in records:
         losses = [record[name] for name in ("loss", "val_loss") if name in record]
