@@ -14,7 +14,16 @@ from gpt.build import dry_run
 from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.errors import UserError
-from gpt.fits import Room, bounds, check_fits, fitting, is_out_of_memory, memory_errors, rehearsed
+from gpt.fits import (
+    Room,
+    bounds,
+    check_fits,
+    fitting,
+    is_out_of_memory,
+    memory_errors,
+    memory_for_inference,
+    rehearsed,
+)
 from gpt.room import room
 from tests.conftest import ConfigMaker
 from tests.torture.runs import write_config
@@ -36,8 +45,11 @@ def have(monkeypatch: pytest.MonkeyPatch, free: float, swap: float = 0) -> None:
     monkeypatch.setattr("gpt.fits.room", lambda device: Room(free, swap))
 
 
-@pytest.mark.parametrize("more", [{}, LLAMA, GPT2], ids=["ours", "llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [({}, torch.float32), (LLAMA, torch.float32), (GPT2, torch.bfloat16)],
+    ids=["ours", "llama", "gpt2"],
+)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -221,3 +233,16 @@ def test_what_an_allocation_that_failed_says(make_config: ConfigMaker, tmp_path:
     with pytest.raises(UserError, match=r"--model.context_len 8 --run.name tiny-short"):  # noqa: SIM117
         with memory_errors(make_config(train__micro_batch_size="1"), tmp_path):
             raise MemoryError
+
+
+def test_inference_names_the_weights_that_do_not_fit(tmp_path: Path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 5000)
+    have(monkeypatch, 4000)
+    with (
+        pytest.raises(UserError, match="its weights take 0 MB"),
+        memory_for_inference(tmp_path, CPU),
+    ):
+        pytest.fail("entered")
+    have(monkeypatch, 1e9)
+    with pytest.raises(UserError, match="fewer --samples"), memory_for_inference(tmp_path, CPU):
+        torch.empty(2**60)

@@ -46,6 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     training = Training(CONFIG, BYTES, model, optimizer, scheduler, scaler, torch.float32, "")
+    training.progress.step = 1
     folder = tmp_path / "runs" / "tiny"
     save_checkpoint(folder / "checkpoints" / "step-00000001", training)
     return folder
