@@ -16,6 +16,7 @@ MODULES = {
     1: "kill_training",
     2: "kill_saving",
     3: "resume_everywhere",
+    4: "full_disk",
     5: "damage",
     6: "stop_signals",
     9: "two_writers",
