@@ -85,7 +85,7 @@ def telling_where_it_stands(run: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, UserError) or (run / "config.yaml").exists():
-            say(standing(run), urgent=True)
+            say(standing(run))
         raise
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+import gpt.ending
 import gpt.lr.sweep
 import gpt.train
 from gpt.config import Config
@@ -43,7 +44,7 @@ def sweep(config: Path, *arguments: str) -> Ended:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: they take longer than such a run itself."""
-    monkeypatch.setattr(gpt.train, "plot_run", lambda *_: None)
+    monkeypatch.setattr(gpt.ending, "plot_run", lambda *_: None)
     monkeypatch.setattr(gpt.lr.sweep, "plot_sweep", lambda *_: None)
 
 
@@ -74,7 +75,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     folder = tmp_path_factory.mktemp("sweep")
     config = tiny_config(folder, optimizer__name="sgd", train__grad_clip="null", **FAST)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt.train, "plot_run", lambda *_: None)
+        patch.setattr(gpt.ending, "plot_run", lambda *_: None)
         done = sweep(write_config(config, folder), "--lrs", RATES, "--seeds", "2")
     assert done.returncode == 0, done.stderr
     return folder, done
@@ -182,7 +183,7 @@ def test_a_stopped_sweep_goes_on_in_the_middle_of_a_run(
     assert stopped.stdout == ""
     go_on = f"go on with: gpt-lr sweep --config {file} --lrs 1.0e-03,1.0e-02"
     assert stopped.stderr.splitlines()[-1].endswith(go_on)
-    assert "saving after this step" in stopped.stderr
+    assert "stopped  what was trained is kept" in stopped.stderr
     del steps[:]
     done = sweep(*go_on.split("--config ")[1].split())
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ def test_the_picture_shows_both_panels(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self))
     plot_run(make_run(tmp_path / "quickstart", 30), tmp_path / "x.png")
     (figure,) = drawn
     upper, lower = figure.axes

@@ -21,7 +21,7 @@ STRETCH, STRETCHES, KEEP = 10_000, 10, 3
 WARM = 4_500  # steps of a process before its memory is looked at: its watch holds all it will
 MOST_GROWTH = 2**20  # bytes in STRETCH steps
 MOST_SLOWDOWN = 1.25  # of a step's CPU time, from the first stretch to any later one
-LOG_LINES, MOST_RESUME_S = 100_000, 10.0
+LOG_LINES, MOST_RESUME_S = 100_000, 30.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 

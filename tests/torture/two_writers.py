@@ -52,7 +52,7 @@ def case(index: int, rng: random.Random, folder: Path) -> str:
     )
     winner, loser = both if codes[0] == 0 else both[::-1]
     (line,) = loser.said.strip().splitlines()[-1:]
-    holder = re.fullmatch(r"error: run.name: .* is in use by process (\d+); .*", line)
+    holder = re.fullmatch(r"error: (?:.*: )?run.name: .* is in use by process (\d+); .*", line)
     assert holder, f"the loser said: {line}"
     assert int(holder[1]) == winner.pid, "the holder is not the one that is named"
     check_same(make_config(shared, "whole"), config)
