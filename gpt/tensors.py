@@ -37,10 +37,14 @@ def read_tensors(
 
 
 def load_all(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, whatever they are called."""
+    """All tensors of a safetensors file, whatever they are called.
+
+    Copies: what `load_file` gives is the file itself, mapped. It would change with the file, and
+    keep the room of one that is deleted.
+    """
     try:
         _check_header(path)
-        return load_file(path)
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 

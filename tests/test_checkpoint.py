@@ -1,8 +1,10 @@
 """Whole or not at all: verified before it is parsed, nothing in it can run or escape."""
 
+import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from gpt.generate import Sampling, generate
 from gpt.manifest import write_manifest
 from gpt.metrics import read_metrics
 from gpt.rundir import find_checkpoint
+from gpt.tensors import load_all
 from gpt.train import train
 from tests.conftest import ConfigMaker
 
@@ -288,3 +291,47 @@ def test_parts_of_the_data_in_words() -> None:
     assert changed_parts(before, {"text": "c", "tokenizer": "c"}) == "text and tokenizer have"
     assert changed_parts(before, before) == "split has"
     assert changed_parts({}, before) == "text, tokenizer or split have"
+
+
+def test_loaded_tensors_are_no_longer_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    save_file({"a": torch.zeros(50_000)}, path)
+    tensors = load_all(path)
+    with path.open("r+b") as file:
+        file.seek(-40_000, os.SEEK_END)
+        file.write(b"\x01" * 40_000)
+    assert tensors["a"].count_nonzero() == 0
+
+
+PAGE = FIXTURES.parents[1] / "docs" / "checkpoint.md"
+
+
+def documented(heading: str) -> set[str]:
+    """The names in the first column of the table under a heading of the page."""
+    lines = PAGE.read_text(encoding="utf-8").split(f"{heading}\n")[1].splitlines()
+    section = list(itertools.takewhile(lambda line: not line.startswith("#"), lines))
+    return {line.split("`")[1] for line in section if line.startswith("| `")}
+
+
+def test_the_page_names_every_field_that_a_checkpoint_holds(
+    make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    config = make_config(
+        train__max_steps="2",
+        eval__sample_tokens="0",
+        tokenizer__kind="bpe",
+        tokenizer__vocab_size="300",
+    )
+    train(config)
+    folder = Path(config.run.dir) / "tiny" / "checkpoints" / "step-00000002"
+    state = json.loads((folder / "state.json").read_text())
+    assert documented("## Files") == {path.name for path in folder.iterdir()}
+    assert documented("## manifest.json") == set(json.loads((folder / "manifest.json").read_text()))
+    assert documented("## state.json") == set(state)
+    assert documented("### progress") == set(state["progress"])
+    words = PAGE.read_text(encoding="utf-8")
+    for name in (*state["optimizer"], *state["optimizer"]["groups"][0], *state["data_parts"]):
+        assert f"`{name}`" in words
+    version = json.loads((folder / "manifest.json").read_text())["version"]
+    assert f"of this format, {version} |" in words
+    assert re.findall(r"^\| (\d+) \|", words, re.M) == [str(n + 1) for n in range(version)]
