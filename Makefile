@@ -42,8 +42,9 @@ format: $(VENV)/.installed-dev ## apply ruff's format and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev ## time the watch and generation, and with NANOGPT=DIR TEXT=FILE training too, beside peers
+bench: $(VENV)/.installed-dev ## time the watch, checkpoints, generation; with NANOGPT=DIR TEXT=FILE training too, beside peers
 	$(BIN)/python scripts/bench_watch.py
+	$(BIN)/python -m scripts.bench_checkpoint
 	$(BIN)/python scripts/bench_generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(if $(NANOGPT),$(if $(TEXT),$(BIN)/python scripts/bench_train.py --nanogpt $(NANOGPT) --text $(TEXT)))
 
