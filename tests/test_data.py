@@ -274,3 +274,24 @@ def test_large_vocabularies_use_four_bytes(make: Make, tmp_path: Path):
     assert data.train.arrays[0].dtype == np.uint32
     train, val = ids_of(data)
     assert data.tokenizer.decode(train + val) == text * 2
+
+
+def test_no_byte_of_meta_json_can_change_unseen(make: Make):
+    data = open_data(make(), progress=False)
+    path = data.folder / "meta.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(UserError):
+            open_folder(data.folder)
+    path.write_bytes(whole)
+    assert open_folder(data.folder).parts == data.parts
+
+
+def test_a_meta_json_without_a_seal_is_that_of_an_older_version(make: Make):
+    data = open_data(make(), progress=False)
+    path = data.folder / "meta.json"
+    meta = json.loads(path.read_bytes())
+    del meta["seal"]
+    path.write_text(json.dumps(meta, indent=1))
+    assert open_folder(data.folder).fingerprint == data.fingerprint

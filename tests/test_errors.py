@@ -1,15 +1,17 @@
 """How a command ends: the exit code and the lines that the user sees."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from gpt.errors import Stopped, UserError, json_line, run_command
+from gpt.errors import Stopped, UserError, json_line, run_command, say
 
 
 def test_mistakes_are_lines_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +109,18 @@ def test_json_in_a_line_controls_no_terminal() -> None:
     line = json_line(value)
     assert line == '{"text": "\\u001b[31m\\u009b\\u202e\\ud800é学\\n"}'
     assert json.loads(line) == value
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_below_the_console_ends_no_command(monkeypatch: pytest.MonkeyPatch):
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", full)
+        assert run_command(lambda argv: say("a line"), []) == 0
+
+
+def test_what_a_disk_refuses_is_one_line(capsys: pytest.CaptureFixture[str]):
+    def full(argv: Sequence[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere/page.html")
+
+    assert run_command(full, []) == 2
+    assert capsys.readouterr().err.startswith("error: somewhere/page.html: No space left on device")

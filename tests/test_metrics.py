@@ -1,5 +1,6 @@
 """metrics.jsonl, what survives, what is read back; the console; the trackers."""
 
+import errno
 import io
 import json
 import math
@@ -455,3 +456,39 @@ def test_progress_shows_what_is_known_and_numbers_gone_wrong():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+class Tight:
+    """A file on a disk with little room."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.name, self.file, self.room = str(path), path.open("ab", buffering=0), room
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = bytes(content)[: self.room]
+        self.room -= len(part)
+        return self.file.write(part)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_lines_wait_for_room_on_the_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path)
+    log._file.close()
+    log._file = Tight(tmp_path / "metrics.jsonl", 30)  # type: ignore[assignment]
+    for step in (1, 2, 3):
+        log.write({"kind": "train", "step": step})
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+    assert capsys.readouterr().err.count("takes no more lines (No space left on device)") == 1
+    log._file.room = 10**6  # type: ignore[attr-defined]
+    log.write({"kind": "train", "step": 4})
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    log._file.room = 0  # type: ignore[attr-defined]
+    log.write({"kind": "train", "step": 5})
+    log.close()
+    assert "lacks its last 1 lines" in capsys.readouterr().err
