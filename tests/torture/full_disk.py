@@ -396,8 +396,8 @@ TORTURE = Torture(
     promise="no traceback, a clear line; every published checkpoint is whole; training goes on; "
     "exit 2 if the last save failed; nothing half-begun is left; with room it goes on exactly",
     full=len(SCENES),
-    short=8,
+    short=6,
     case=case,
     prepare=prepare,
-    chunk=4,
+    chunk=3,
 )
