@@ -303,10 +303,10 @@ def test_empty_files_are_the_defaults(tmp_path, text):
     ],
 )
 def test_files_that_are_no_configs(tmp_path, text, word):
-    started = time.perf_counter()
+    started = time.process_time()
     lines = mistakes(tmp_path, text)
     assert any(word in line for line in lines), lines
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(tmp_path):
