@@ -78,9 +78,9 @@ def test_a_small_run_costs_no_rehearsal(monkeypatch):
     have(monkeypatch, 8e9)
     monkeypatch.setattr("gpt.fits.estimate_memory", lambda *_: pytest.fail("rehearsed"))
     config = load_config(None)  # the quickstart's shape
-    start = time.perf_counter()
+    start = time.process_time()
     assert check_fits(config, 4096, CPU, torch.float32, compiles=False) == []
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
 
 
 def refused(config: Config, **more: bool) -> str:
@@ -123,9 +123,9 @@ def test_the_largest_micro_batch_that_fits_is_named(monkeypatch):
 )
 def test_else_smaller_sizes_are_named_and_fit(monkeypatch, changes, free, key):
     have(monkeypatch, free)
-    start = time.perf_counter()
+    start = time.process_time()
     line = refused(sized(**changes))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert line.startswith(key)
     advised = re.findall(r"--(\S+) (\d+)", line)
     assert advised
