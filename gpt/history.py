@@ -72,8 +72,14 @@ class Table:
         }
 
 
+FIRST_ROWS, MOST_LATE = 16, 200
+
+
 class TableRows:
     """A Table under way: rows are added one by one, cheaply.
+
+    Names that first occur after FIRST_ROWS rows are left out once there are MOST_LATE columns:
+    a log with a new name on each line would take the square of its size.
 
     Where `most` is given, it never has more rows: when it is full, each two become one, and from
     then on each row stands for twice as many lines, as if the log were written half as often.
@@ -93,7 +99,10 @@ class TableRows:
             return
         if self._in_last == self._lines and self._count == self._most:
             self._halve()
-        for name in row.keys() - self._columns.keys():
+        new = sorted(row.keys() - self._columns.keys())
+        if self._count >= FIRST_ROWS:
+            new = new[: max(0, MOST_LATE - len(self._columns))]
+        for name in new:
             self._columns[name] = array("d", [math.nan]) * self._count
         if self._count and self._in_last < self._lines:
             share = self._in_last / (self._in_last + 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import UserError
-from gpt.history import HistoryLog, Table, finite, history_of, read_run
+from gpt.history import MOST_LATE, HistoryLog, Table, TableRows, finite, history_of, read_run
 from tests.conftest import ConfigMaker
 from tests.health_runs import Line, event
 from tests.report_runs import records, write_run
@@ -205,3 +205,13 @@ def test_a_log_within_its_limit_is_held_as_it_is() -> None:
     for i in range(64):
         log.add({"kind": "train", "step": i, "loss": float(i)})
     assert log.history().train["loss"].tolist() == [*range(64)]
+
+
+def test_a_log_with_a_new_name_on_each_line_takes_no_more_for_it() -> None:
+    rows = TableRows()
+    for step in range(20_000):
+        rows.add({"step": step, f"odd {step}": 1.0})
+    assert len(rows.table().columns) <= MOST_LATE
+    early = TableRows()
+    early.add({"step": 1, **{f"layer {i}": 1.0 for i in range(3000)}})
+    assert len(early.table().columns) == 3001
