@@ -17,10 +17,7 @@ from gpt.metrics import read_metrics
 from gpt.schedule import Plan
 from gpt.train import train
 from tests.conftest import ConfigMaker
-
-TIMES = {"time_s", "tokens_per_s", "memory_bytes", "cpu_share", "others_share", "major_faults"}
-# Measured over two steps of one process: the first line after a resume has none.
-PAIRS = {"slope_before", "slope_after", "grad_signal", "grad_noise", "noise_scale"}
+from tests.torture.runs import logged
 
 
 def final_state(config: Config, step: int) -> tuple[dict[str, bytes], dict[str, object]]:
@@ -29,16 +26,6 @@ def final_state(config: Config, step: int) -> tuple[dict[str, bytes], dict[str, 
     state = json.loads((folder / "state.json").read_text())
     state["progress"].pop("seconds")
     return tensors, state
-
-
-def logged(config: Config) -> list[dict[str, object]]:
-    """Train and eval lines without their clocks; events tell of the interruptions."""
-    records = read_metrics(Path(config.run.dir) / config.run.name)
-    return [
-        {key: value for key, value in record.items() if key not in TIMES | PAIRS}
-        for record in records
-        if record["kind"] != "event"
-    ]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:

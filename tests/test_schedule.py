@@ -26,6 +26,7 @@ from gpt.schedule import (
 )
 from gpt.shapes import ProportionalCosine
 from tests.test_plan import GOLDEN, NAMES, plans
+from tests.torture.any_schedule import rates, run
 
 peaks_lists = st.lists(st.floats(1e-6, 10), min_size=1, max_size=3)
 
@@ -35,20 +36,6 @@ def build(plan: Plan, peaks: list[float]):
     optimizer = torch.optim.SGD(groups)
     scheduler = build_scheduler(optimizer, plan)
     return optimizer, scheduler
-
-
-def rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [group["lr"] for group in optimizer.param_groups]
-
-
-def run(optimizer, scheduler, steps: int) -> list[list[float]]:
-    """The rates of the next steps."""
-    seen = []
-    for _ in range(steps):
-        seen.append(rates(optimizer))
-        optimizer.step()
-        scheduler.step()
-    return seen
 
 
 @given(plans(80), peaks_lists)
