@@ -25,7 +25,7 @@ from gpt.train import train
 from tests.conftest import ConfigMaker, tiny_config
 from tests.test_contract import Ended, command
 from tests.test_lr_labels import broken, make_run
-from tests.test_resume import PAIRS, TIMES
+from tests.torture.runs import logged
 
 FAST = {"eval__sample_tokens": "0", "train__max_steps": "10", "eval__every_steps": "5"}
 RATES = "1e-5,3e-2,1e3"
@@ -58,15 +58,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(gpt.lr.sweep, "train", note)
     return names
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    """Train and eval lines without what depends on the machine, or on one process's two steps."""
-    return [
-        {key: value for key, value in record.items() if key not in TIMES | PAIRS}
-        for record in read_metrics(run)
-        if record["kind"] != "event"
-    ]
 
 
 @pytest.fixture(scope="module")

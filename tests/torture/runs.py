@@ -129,11 +129,11 @@ def last_state(config: Config) -> tuple[str, dict[str, bytes], dict[str, object]
     return folder.name, tensors, state
 
 
-def logged(config: Config) -> list[dict[str, object]]:
-    """The lines of the log without its clocks; events, which tell of interruptions, left out."""
+def logged(run: Config | Path) -> list[dict[str, object]]:
+    """A log without its clocks, and without events, which tell of interruptions."""
     return [
         {key: value for key, value in record.items() if key not in CLOCKS | PAIRS}
-        for record in read_metrics(run_path(config))
+        for record in read_metrics(run if isinstance(run, Path) else run_path(run))
         if record["kind"] != "event"
     ]
 
