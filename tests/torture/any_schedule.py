@@ -131,7 +131,7 @@ def any_config(name: str, warmup: str, total: int, rng: random.Random) -> Config
         "schedule.name": name,
         "schedule.start_factor": rng.choice([1.0, 1e-9, rng.uniform(1e-9, 1)]),
         "schedule.power": rng.choice([1, 100, 1e-300, rng.uniform(0.1, 8)]),
-        "schedule.cycles": rng.choice([1, 4, 1000, rng.randint(1, total)])
+        "schedule.cycles": rng.choice([1, 4, 1000, rng.randint(1, min(total, 1000))])
         if total < 2000
         else rng.randint(1, 20),
         "schedule.decay_shape": rng.choice(["sqrt", "linear"]),
