@@ -16,6 +16,7 @@ import torch
 from gpt.config import Config
 from gpt.errors import UserError
 from gpt.gauges import SAMPLE
+from gpt.headloss import head_loss_pays, slice_tokens
 from gpt.lr.memory import estimate_memory
 from gpt.model import parameter_inventory
 from gpt.room import Room, room
@@ -56,9 +57,14 @@ def bounds(config: Config, vocab_size: int) -> Bounds:
     least_state = min(1, of_state) if config.optimizer.momentum else 0
     low = _FLOAT * n_parameters * (2 + least_state) + batch
     inside = model.n_layer * (4 * model.n_embd + model.hidden) * _FLOAT / 2
-    least = tokens * (inside + 3 * vocab_size * _FLOAT)
+    logits, least_copies, most_copies = vocab_size * tokens, 3.0, 4.0
+    if head_loss_pays(tokens, model.n_embd, vocab_size):
+        # One slice, in the products' format; and copies of the head and of its gradient in it.
+        logits = vocab_size * min(tokens, slice_tokens(vocab_size))
+        least_copies, most_copies = 0.5, 1 + 3 * model.n_embd * vocab_size / logits
+    least = tokens * inside + least_copies * logits * _FLOAT
     inside = model.n_layer * (20 * model.n_embd + 4 * model.hidden) + 10 * model.n_embd
-    most = tokens * (inside + 4 * vocab_size) * _FLOAT
+    most = (tokens * inside + most_copies * logits) * _FLOAT
     # What an update adds (`lr.memory.update_bytes`): samples of each tensor, copies of the largest.
     sampled = min(n_parameters, (9 * model.n_layer + 4) * SAMPLE)
     update = 4 * sampled + 2 * model.n_embd * max(vocab_size, model.hidden, model.context_len)

@@ -167,10 +167,20 @@ class GPT(nn.Module):
             self.head.weight = self.tok_emb.weight
         self.init_weights()
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of the ids (B, T)."""
-        logits: Tensor = self.head(self.features(ids, cache))  # (B, T, V)
-        return logits
+    def forward(self, ids: Tensor, cache: Cache | None = None, *, head: bool = True) -> Tensor:
+        """Logits (B, T, V) of the token after each of the ids (B, T); without `head` its input."""
+        x = self.transform(self.embed(ids), cache)
+        return self.head(x) if head else x  # (B, T, V) or (B, T, C)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings (B, T, C) of ids (B, T), on the way to the head.
+
+        Where the head shares the weights, its gradient fills the whole table, and the embedding
+        adds to those rows that were read, instead of bringing a second table that is mostly zeros.
+        """
+        in_place = self.config.tie_embeddings and ids.device.type == "cpu"
+        sparse = in_place and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.tok_emb.weight, sparse=sparse)
 
     def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads: the normalised stream (B, T, C) after the last block."""

@@ -15,6 +15,8 @@ from gpt.data import Split, eval_batches
 from gpt.device import autocast, eager
 from gpt.gauges import Gauge
 from gpt.guard import SpikeGuard
+from gpt.headloss import head_loss_pays, head_loss_sum
+from gpt.model import GPT
 
 OVERFLOW = "overflow"
 
@@ -155,8 +157,7 @@ def evaluate(
             if should_stop():
                 return None
             with autocast(device, training.dtype):
-                logits = model(inputs.to(device))
-            part = float(cross_entropy_sum(logits, targets.to(device)))
+                part = float(loss_sum(model, inputs.to(device), targets.to(device)))
             total += part
             means.append(part / targets.numel())
             tokens += targets.numel()
@@ -169,6 +170,18 @@ def evaluate(
     return Evaluation(loss, total / math.log(2) / max(1, n_bytes), tokens, error)
 
 
+def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, *, gradient: float = 1.0) -> Tensor:
+    """Loss in nats of ids (B, T), summed over all tokens, in the autocast that it is called in.
+
+    `gradient` is what the sum will be multiplied by on its way to `backward`, where that is known.
+    """
+    weight = model.head.weight
+    if head_loss_pays(targets.numel(), weight.size(1), weight.size(0)):
+        features = model(inputs, head=False)
+        return head_loss_sum(features, weight, targets, gradient=gradient)
+    return cross_entropy_sum(model(inputs), targets)
+
+
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Loss in nats, summed over all tokens: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
@@ -179,10 +192,11 @@ def _backward(training: Training, inputs: Tensor, targets: Tensor) -> float:
     device = next(training.model.parameters()).device
     size = training.config.train.micro_batch_size or inputs.size(0)
     loss = torch.zeros((), device=device)
+    gradient = training.scaler.get_scale() / targets.numel()
     for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
         with autocast(device, training.dtype):
-            logits = training.model(x.to(device))
-        part = cross_entropy_sum(logits, y.to(device)) / targets.numel()
+            total = loss_sum(training.model, x.to(device), y.to(device), gradient=gradient)
+        part = total / targets.numel()
         training.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
     return float(loss)

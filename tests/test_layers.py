@@ -15,6 +15,7 @@ LAYERS = [
     {"trackers"},
     {
         "device",
+        "headloss",
         "ranks",
         "room",
         "tokenizer",

@@ -21,7 +21,7 @@ from gpt.device import autocast
 from gpt.gauges import sample_size
 from gpt.model import GPT
 from gpt.optim import parameter_groups
-from gpt.step import cross_entropy_sum
+from gpt.step import loss_sum
 
 REHEARSED_LAYERS = 3
 
@@ -73,7 +73,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:  # noqa: ANN401 (torch's own signature)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:  # sparse: of such ones
                 self._follow(leaf)
         return result
 
@@ -139,9 +139,8 @@ def _rehearse(model: GPT, config: Config, vocab_size: int, dtype: torch.dtype) -
         two = slice(None, 2 * size)
         for x, y in zip(torch.split(rows[two], size), torch.split(targets[two], size), strict=True):
             with autocast(device, dtype):
-                logits = model(x)
-            loss = cross_entropy_sum(logits, y) / targets.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
+                loss = loss_sum(model, x, y, gradient=1 / targets.numel())
+            (loss / targets.numel()).backward()  # type: ignore[no-untyped-call]
     return live.peak + size_of(rows) + size_of(targets)
 
 
