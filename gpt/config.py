@@ -175,6 +175,20 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(
         False, description="output layer shares the token embedding (GPT-2: true)"
     )
+    ngram: Int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="longest run of tokens with an embedding of its own, added to its last "
+        "token's: 2 for pairs, 3 for triples too. Lowers the loss for hardly any work, the more "
+        "the smaller the vocabulary. 1: none",
+    )
+    ngram_rows: Int = Field(
+        16_384,
+        ge=1,
+        le=100_000_000,
+        description="ngram: rows of the table that all n-grams are hashed into",
+    )
     qk_norm: bool = Field(True, description="normalise q and k in each head (no parameters)")
     init: Literal["gpt2", "zero_proj"] = Field(
         "zero_proj",
