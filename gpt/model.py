@@ -253,7 +253,7 @@ class GPT(nn.Module):
 def ngram_rows(ids: Tensor, before: int, rows: int) -> Tensor:
     """Rows (B, T, before) of the n-grams of 2 to before + 1 tokens that end at each of T tokens.
 
-    `ids` are (B, before + T), the first ones only looked back at. A row is a hash of the n-gram, and
+    `ids` are (B, before + T), the first ones only looked back at. A row is a hash of the n-gram;
     several may share one. A megabyte of English has 61,000 different runs of 2 to 4 characters.
 
     Source: Carter and Wegman 1979: polynomials modulo a prime.
