@@ -107,6 +107,7 @@ def assemble(config: Config, data: TokenData, device: torch.device, dtype: torch
     Every rate stays at its peak until the caller puts a scheduler of its own in.
     """
     model = GPT(config.model, data.tokenizer.vocab_size).to(device)
+    model.recompute = config.train.activation_checkpointing
     optimizer = build_optimizer(model, config.optimizer, device=device)
     return Training(
         config=config,

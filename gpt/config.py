@@ -408,6 +408,11 @@ class TrainConfig(Section):
         "auto", description="number format of the matrix products; weights stay fp32"
     )
     compile: Switch = Field("auto", description="torch.compile; auto: where it pays in this run")
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute what is inside each block a second time on the way back instead of "
+        "keeping it: a step takes about a quarter longer and much less memory, same numbers",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -57,6 +57,8 @@ def bounds(config: Config, vocab_size: int) -> Bounds:
     least_state = min(1, of_state) if config.optimizer.momentum else 0
     low = _FLOAT * n_parameters * (2 + least_state) + batch
     inside = model.n_layer * (4 * model.n_embd + model.hidden) * _FLOAT / 2
+    if train.activation_checkpointing:
+        inside = model.n_layer * model.n_embd * _FLOAT / 2
     logits, least_copies, most_copies = vocab_size * tokens, 3.0, 4.0
     if head_loss_pays(tokens, model.n_embd, vocab_size):
         # One slice, in the products' format; and copies of the head and of its gradient in it.

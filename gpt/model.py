@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 
@@ -158,6 +159,7 @@ class GPT(nn.Module):
         self.config = config
         self.width_ratio = config.width_ratio
         self.vocab_size = vocab_size
+        self.recompute = False  # of a block only its input is kept for the way back
         self.tok_emb = nn.Embedding(vocab_size, config.n_embd)
         if config.ngram > 1:
             self.ngram_emb = nn.Embedding(config.ngram_rows, config.n_embd)
@@ -209,7 +211,10 @@ class GPT(nn.Module):
             rotation = self.rotation(places)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rotation, cache)
+            if self.recompute and torch.is_grad_enabled() and cache is None:
+                x = checkpoint(block, x, rotation, None, use_reentrant=False)
+            else:
+                x = block(x, rotation, cache)
         out: Tensor = self.final_norm(x)
         # Scaled before the head and not after it: muP's logits / m, at C numbers instead of V.
         return out if self.width_ratio == 1 else out / self.width_ratio

@@ -43,7 +43,8 @@ Resume = Literal["auto", "never", "must"]
 # the checkpoint names its own.
 FREE_KEYS = re.compile(
     r"run\..*|log\..*|eval\..*|checkpoint\..*|data\.(source|dir)|model\.preset"
-    r"|train\.(device|compile|dtype|micro_batch_size|max_time_s|skip_limit)"
+    r"|train\.(device|compile|dtype|micro_batch_size|activation_checkpointing)"
+    r"|train\.(max_time_s|skip_limit)"
 )
 FIXED_RUN_KEYS = {"run.seed"}
 MAX_BEST_BYTES = 10_000

@@ -58,6 +58,7 @@ def have(monkeypatch: pytest.MonkeyPatch, free: float, swap: float = 0) -> None:
         {"model.n_embd": "256"},
         {"model.context_len": "512"},
         {"train.micro_batch_size": "1"},
+        {"train.activation_checkpointing": "true"},
         {"train.batch_size": "1", "model.context_len": "2"},
         {"optimizer.name": "muon"},
         {"optimizer.name": "sgd", "optimizer.momentum": "0"},

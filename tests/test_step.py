@@ -109,3 +109,32 @@ def test_a_broken_evaluation_is_never_the_best_and_patience_counts_it(broken: fl
         best.append(progress.best_val_loss)
     assert best == [None, 3.0, 3.0, 2.0, 2.0, 2.0]
     assert progress.evals_since_best == 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_checkpointed_activations_change_no_bit(make_config: ConfigMaker, dtype: str) -> None:
+    """With dropout, whose random numbers have to come again, and with micro-batches."""
+    shape = {"model__dropout": "0.2", "train__micro_batch_size": "4", "train__dtype": dtype}
+    kept, one, _ = one_step(make_config, **shape)
+    again, two, _ = one_step(make_config, **shape, train__activation_checkpointing="true")
+    assert again.model.recompute
+    assert not kept.model.recompute
+    assert (one.loss, one.grad_norm) == (two.loss, two.grad_norm)
+    for a, b in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+        assert torch.equal(a, b)
+
+
+def test_checkpointed_blocks_run_a_second_time(make_config: ConfigMaker) -> None:
+    config = make_config(train__activation_checkpointing="true")
+    data = open_data(config, progress=False)
+    training, _ = build_training(config, data)
+    batches = Batches(data.train, config.model.context_len, config.train.batch_size, 0)
+    calls: list[int] = []
+    training.model.blocks[0].attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    train_step(training, *batches.batch(0))
+    assert len(calls) == 2
+    evaluate(training, data.val, torch.device("cpu"), lambda: False)
+    assert len(calls) == 2 + 2, "an evaluation of two batches keeps nothing"

@@ -117,6 +117,7 @@ def _estimate(config: Config, vocab_size: int, dtype: torch.dtype) -> Memory:
     with FakeTensorMode(), torch.device("cpu"):
         model = GPT(config.model, vocab_size)
         model.train()
+        model.recompute = config.train.activation_checkpointing
         parameters = list(model.parameters())
         weights = sum(size_of(tensor) for tensor in [*parameters, *model.buffers()])
         gradients = sum(size_of(parameter) for parameter in parameters)
