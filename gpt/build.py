@@ -16,7 +16,14 @@ from gpt.configfile import dump_config, named
 from gpt.corpus import source_files
 from gpt.course import RateJump
 from gpt.data import TokenData, cached_data, open_data
-from gpt.device import grad_scaler, pick_compile, pick_device, pick_dtype, seed_everything
+from gpt.device import (
+    compile_model,
+    grad_scaler,
+    pick_compile,
+    pick_device,
+    pick_dtype,
+    seed_everything,
+)
 from gpt.errors import only_warnings, say
 from gpt.files import check_writable, write_durably
 from gpt.fits import check_fits
@@ -97,7 +104,7 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     for line in lines + lint_lines(config, plan, facts_of(n_parameters, data, choices.device)):
         say(line)
     if choices.compile:
-        training.model.compile()
+        compile_model(training.model)
     return training, plan
 
 

@@ -31,6 +31,7 @@ _BF16_MIN_PARAMETERS = 2_000_000
 _CPU_FLOPS_PER_CORE = 5e10
 _CUDA_FLOPS = 5e13
 _COMPILE_S = {"cpu": 30, "cuda": 60}
+_COMPILED_DIR = "TORCHINDUCTOR_CACHE_DIR"
 _COMPILE_PAYS_S = {"cpu": 15 * 60, "cuda": 2 * 60}
 
 
@@ -170,6 +171,32 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compiles what `model(...)` runs, at its first call; a second process finds it ready."""
+    keep_compiled()
+    model.compile()
+
+
+def keep_compiled() -> None:
+    """Has torch keep compiled code in a folder of the user's own, unless one is named already.
+
+    Its default is a folder in the one for temporary files, which is emptied now and then, and
+    which others can make first, with code of theirs in it. Where there is no such folder, torch's
+    default stays.
+    """
+    if os.environ.get(_COMPILED_DIR):
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt-train")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # no home, or not writable
+        return
+    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
+        os.environ[_COMPILED_DIR] = str(folder / "compiled")
 
 
 def eager(model: nn.Module) -> AbstractContextManager[object]:

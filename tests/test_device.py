@@ -14,6 +14,7 @@ from gpt.device import (
     busy_warning,
     cpu_has_bf16,
     grad_scaler,
+    keep_compiled,
     peak_memory_bytes,
     physical_cores,
     pick_compile,
@@ -188,6 +189,30 @@ def test_compile_without_pythons_headers(monkeypatch, tmp_path):
     monkeypatch.setattr(module.shutil, "which", lambda _: "/usr/bin/g++")
     monkeypatch.setattr(module.sysconfig, "get_path", lambda _: str(tmp_path))
     assert "Python.h" in pick_compile("auto", CPU, 1e30)[1]
+
+
+def test_compiled_code_is_kept_in_a_folder_of_ones_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(module._COMPILED_DIR, raising=False)
+    keep_compiled()
+    assert os.environ[module._COMPILED_DIR] == str(tmp_path / "cache" / "gpt-train" / "compiled")
+    assert (tmp_path / "cache" / "gpt-train").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv(module._COMPILED_DIR, "elsewhere")
+    keep_compiled()
+    assert os.environ[module._COMPILED_DIR] == "elsewhere"
+
+
+def test_where_others_can_write_no_compiled_code_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(module._COMPILED_DIR, raising=False)
+    (tmp_path / "gpt-train").mkdir()
+    (tmp_path / "gpt-train").chmod(0o777)
+    keep_compiled()
+    assert module._COMPILED_DIR not in os.environ
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled()
+    assert module._COMPILED_DIR not in os.environ
 
 
 def test_compile_is_off_on_windows(compiler, monkeypatch):

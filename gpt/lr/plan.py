@@ -20,6 +20,7 @@ from gpt.course import Course, RateJump
 from gpt.data import TokenData, cached_data
 from gpt.device import (
     DTYPES,
+    compile_model,
     grad_scaler,
     seed_everything,
     set_threads,
@@ -269,8 +270,9 @@ def _measure(
     device = choices.device
     seed_everything(config.run.seed)
     model = GPT(config.model, vocab_size).to(device)
+    model.recompute = config.train.activation_checkpointing
     if choices.compile:
-        model.compile()
+        compile_model(model)
     optimizer = build_optimizer(model, config.optimizer, device=device)
     training = Training(
         config=config,
