@@ -1,15 +1,19 @@
 """Shards to batches, each a pure function of (seed, global sample index); keeps no state."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from gpt.errors import UserError
 from gpt.shards import Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Batches:
@@ -112,6 +116,8 @@ def eval_batches(
 
 
 def _to_tensors(split: Split, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+    import torch  # here: text becomes shards without it, and it takes seconds
+
     rows = np.stack([split.read(start, length + 1) for start in starts]).astype(np.int64)
     windows = torch.from_numpy(rows)  # (B, T + 1)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

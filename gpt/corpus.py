@@ -2,8 +2,8 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,12 @@ from tqdm import tqdm
 from gpt.config import DataConfig
 from gpt.configfile import named
 from gpt.errors import UserError
-from gpt.sources import Document, documents, source_files, source_name
+from gpt.sources import Document, cut_pieces, documents, source_files, source_name
 
 __all__ = ["Corpus", "Partition", "Piece", "scan", "source_files"]
 
 MAX_SORTED_DOCUMENTS = 1_000_000  # above it the split needs no list of documents
+_BLANK = 2  # in `Corpus.sides`, beside False and True
 
 
 class Piece(NamedTuple):
@@ -61,7 +62,11 @@ class _Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A scanned source. `fingerprint` depends on the documents and their order only."""
+    """A scanned source. `fingerprint` depends on the documents and their order only.
+
+    `sides` says of each document whether it is validation text, or blank, where a list is kept:
+    it can then be read once, without knowing first what it holds.
+    """
 
     config: DataConfig
     n_documents: int
@@ -70,6 +75,7 @@ class Corpus:
     fingerprint: str
     partition: Partition
     summary: str
+    sides: bytes = field(default=b"", repr=False)
 
     @property
     def name(self) -> str:
@@ -79,18 +85,22 @@ class Corpus:
     def pieces(self) -> Iterator[Piece]:
         """All text in order with its side; `UserError` if it changed since the scan."""
         total = hashlib.sha256()
-        for document in documents(self.config):
-            measure = _measure(document)
-            if measure.blank:
-                continue
-            total.update(measure.digest)
+        for number, document in enumerate(documents(self.config)):
+            side = self.sides[number] if number < len(self.sides) else _BLANK
+            if side == _BLANK:  # or not on the list
+                measure = _measure(document)
+                if measure.blank:
+                    continue
+                side = self.partition.is_val(measure.hash)
+            digest = hashlib.sha256()
+            texts = cut_pieces(_hashed(document.chunks(), digest))
             if self.partition.how == "tail":
-                yield from _tail_pieces(document, self.partition.cut, self.n_documents > 1)
+                yield from _tail_pieces(texts, self.partition.cut, self.n_documents > 1)
             else:
-                val = self.partition.is_val(measure.hash)
-                for text in document.pieces():
-                    yield Piece(text, val, ends=False)
-                yield Piece("", val, ends=True)
+                for text in texts:
+                    yield Piece(text, bool(side), ends=False)
+                yield Piece("", bool(side), ends=True)
+            total.update(digest.digest())
         if total.hexdigest() != self.fingerprint:
             raise UserError(
                 f"data.source: the text of {source_name(self.config)} changed while it was read; "
@@ -106,11 +116,13 @@ class Corpus:
 def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
     """Reads the source once: sizes, fingerprint, and the split."""
     total, n_documents, n_chars, n_bytes, smallest = hashlib.sha256(), 0, 0, 0, 0
-    hashes, sizes = array("Q"), array("Q")
+    hashes, sizes, blanks = array("Q"), array("Q"), bytearray()
     distinct: set[int] = set()  # of two documents at most, enough to tell one from several
     with tqdm(unit="B", unit_scale=True, desc="reading", disable=None if progress else True) as bar:
         for document in documents(config):
             measure = _measure(document)
+            if n_documents < MAX_SORTED_DOCUMENTS:
+                blanks.append(measure.blank)
             if measure.blank:
                 continue
             total.update(measure.digest)
@@ -127,19 +139,29 @@ def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
             f"data.source: {source_name(config)} holds no text; give a file with text in it"
         )
     fraction = config.val_fraction
+    sides = bytes(_BLANK * blank for blank in blanks)
     if len(distinct) == 1:
         # As nanoGPT cuts it (data/shakespeare_char/prepare.py); copies of one text are cut alike.
         partition = Partition("tail", cut=int(smallest * (1 - fraction)))
         how = f"the last {fraction:.2%} of the characters"
     elif n_documents > MAX_SORTED_DOCUMENTS:
-        partition = Partition("hash", threshold=int(fraction * 2**64))
+        partition, sides = Partition("hash", threshold=int(fraction * 2**64)), b""
         how = f"whole documents, {fraction:.2%} of them by hash"
     else:
         val = _choose(np.asarray(hashes), np.asarray(sizes), fraction * n_bytes)
         partition = Partition("documents", val=val)
+        in_order = iter(hashes)
+        sides = bytes(_BLANK if blank else next(in_order) in val for blank in blanks)
         how = f"whole documents, {len(val)} distinct of {len(set(hashes))}"
     return Corpus(
-        config, n_documents, n_chars, n_bytes, total.hexdigest(), partition, f"validation: {how}"
+        config,
+        n_documents,
+        n_chars,
+        n_bytes,
+        total.hexdigest(),
+        partition,
+        f"validation: {how}",
+        sides,
     )
 
 
@@ -169,10 +191,17 @@ def _measure(document: Document) -> _Measure:
     return _Measure(n_chars, n_bytes, digest.digest(), blank)
 
 
-def _tail_pieces(document: Document, cut: int, copies: bool) -> Iterator[Piece]:
+def _hashed(chunks: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
+    """The chunks as they are; `digest` takes their UTF-8 on the way."""
+    for text in chunks:
+        digest.update(text.encode())
+        yield text
+
+
+def _tail_pieces(texts: Iterable[str], cut: int, copies: bool) -> Iterator[Piece]:
     """The pieces before and after character `cut`; an end only separates copies of the document."""
     position = 0
-    for text in document.pieces():
+    for text in texts:
         head = max(0, min(len(text), cut - position))
         if head:
             yield Piece(text[:head], val=False, ends=False)

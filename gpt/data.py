@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
@@ -379,11 +378,8 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _encode_task(tokenizer: Tokenizer, task: Sequence[Piece]) -> tuple[_Encoded, _Encoded]:
-    eot = np.array([tokenizer.eot_id], dtype=np.uint32)
-
     def encode(pieces: list[Piece]) -> _Encoded:
-        parts = [eot if piece.ends else tokenizer.encode(piece.text) for piece in pieces]
-        ids = np.concatenate([np.empty(0, np.uint32), *parts])
+        ids = tokenizer.encode_all(None if piece.ends else piece.text for piece in pieces)
         n_bytes = sum(len(piece.text.encode()) for piece in pieces)
         return _Encoded(ids, n_bytes, sum(piece.ends for piece in pieces))
 

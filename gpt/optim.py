@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from gpt.config import ModelConfig, OptimizerConfig
 from gpt.device import cpu_has_bf16
+from gpt.eager_optim import SGD, Adafactor, Adam, AdamW, EagerOptimizer, Muon
 from gpt.model import GPT
 
 Group = dict[str, Any]
@@ -152,7 +153,7 @@ def _build_muon(
     parts: list[Optimizer] = []
     if hidden:
         in_bf16 = device.type != "cpu" or cpu_has_bf16()
-        muon = torch.optim.Muon if in_bf16 else Fp32Muon
+        muon = Muon if in_bf16 else Fp32Muon
         parts.append(muon(hidden, lr=config.lr, momentum=config.momentum, adjust_lr_fn=_MUON_SCALE))
     if others:
         rate = outer_rate(config)
@@ -162,7 +163,7 @@ def _build_muon(
     return CombinedOptimizer(parts)
 
 
-class CombinedOptimizer(Optimizer):
+class CombinedOptimizer(EagerOptimizer):
     """Several optimizers over different parameters that act as one.
 
     The groups and the state are the parts' own objects, so that a change of a rate or a loaded
@@ -204,7 +205,7 @@ class CombinedOptimizer(Optimizer):
         return loss
 
 
-class Fp32Muon(torch.optim.Muon):
+class Fp32Muon(Muon):
     """torch's Muon with the orthogonalisation in fp32, for CPUs that only emulate bf16.
 
     State, options and update rule are torch's; matrices of one shape are done in one batch.

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from gpt.eager_optim import SGD
 from gpt.errors import UserError
 from gpt.plan import Plan as Plan  # the schedule's two halves are imported from one place
 from gpt.shapes import (
@@ -195,7 +196,7 @@ def walk(plan: Plan, peaks: Sequence[float], steps: int | None = None) -> list[t
 def _weightless(plan: Plan, peaks: Sequence[float]) -> tuple[Optimizer, LRScheduler]:
     """The plan's scheduler over an optimizer that has groups, and nothing to train."""
     groups = [{"params": [torch.zeros((), requires_grad=True)], "lr": peak} for peak in peaks]
-    optimizer = torch.optim.SGD(groups)
+    optimizer = SGD(groups)
     scheduler = build_scheduler(optimizer, plan)
     optimizer.step()  # torch warns if the schedule moves before the first update
     return optimizer, scheduler

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpt.configfile import named
 from gpt.errors import UserError, say
 from gpt.files import read_plain
 from gpt.ranks import (
+    FAST_PATTERNS,
     KNOWN,
     MAX_VOCAB,
     PATTERNS,
@@ -34,6 +36,9 @@ Ids = npt.NDArray[np.uint32]
 JSON_FILE, RANKS_FILE = "tokenizer.json", "tokenizer.tiktoken"
 MAX_FILE_BYTES = 64 * 2**20
 MAX_JSON_BYTES = 16 * 2**20  # every character there is, each escaped, is less
+# Stands for the end of a document where many go to tiktoken in one call. No end of it is also a
+# beginning, so that it stands nowhere but where it was put, or in a text that holds it whole.
+MARK = "\0end"
 MAX_SPACES = 100_000  # longer runs of whitespace overflow the stack of tiktoken's regex engine
 
 
@@ -47,13 +52,18 @@ class Tokenizer:
         eot_id: int,
         encode: Callable[[str], Ids],
         files: dict[str, bytes],
+        encode_marked: Callable[[str], Ids] | None = None,
     ) -> None:
-        """Takes each id's bytes, how to encode clean text, and the files that `save` writes."""
+        """Takes each id's bytes, how to encode clean text, and the files that `save` writes.
+
+        `encode_marked` may encode several texts at once: each MARK in it becomes the end token.
+        """
         self.kind = kind
         self.vocab_size = len(tokens)
         self.eot_id = eot_id
         self.byte_lengths = np.array([len(token) for token in tokens], dtype=np.int64)
         self._tokens, self._encode, self._files = tokens, encode, files
+        self._encode_marked = encode_marked
         digest = hashlib.sha256()
         for name in sorted(files):
             digest.update(f"{name} {len(files[name])}\n".encode() + files[name])
@@ -62,6 +72,28 @@ class Tokenizer:
     def encode(self, text: str) -> Ids:
         """The ids of a text. `UserError` where it has characters that kind chars never saw."""
         return self._encode(clean_text(text))
+
+    def encode_all(self, texts: Iterable[str | None]) -> Ids:
+        """The ids of texts, one after another, each encoded by itself; None is the end token.
+
+        Many short documents cost one call: a call waits for the interpreter, with other threads.
+        """
+        parts, run = [np.empty(0, np.uint32)], list[str | None]()
+        for text in texts:
+            if text is not None and run and run[-1] is not None:
+                parts.append(self._encode_run(run))
+                run = []
+            run.append(text)
+        return np.concatenate([*parts, self._encode_run(run)])
+
+    def _encode_run(self, run: Sequence[str | None]) -> Ids:
+        """The same for texts with an end between each two of them."""
+        if self._encode_marked is not None:
+            marked = clean_text("".join(MARK if text is None else text for text in run))
+            if marked.count(MARK) == sum(text is None for text in run):
+                return self._encode_marked(marked)
+        end = np.array([self.eot_id], dtype=np.uint32)
+        return np.concatenate([end[:0], *(end if t is None else self.encode(t) for t in run)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; what is not valid UTF-8 (a cut character) becomes U+FFFD."""
@@ -106,9 +138,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Texts) -> Tokenizer:
                     f"tokenizer.vocab_size {config.vocab_size}: the text only gives "
                     f"{len(ranks) + 1} ids; going on with these"
                 )
-            return _ranks_tokenizer("bpe", ranks, split, len(ranks))
+            return ranks_tokenizer("bpe", ranks, split, len(ranks))
         case kind if is_tokenizer_kind(kind):
-            return _ranks_tokenizer(kind, published_ranks(kind), kind, _eot_of(kind))
+            return ranks_tokenizer(kind, published_ranks(kind), kind, _eot_of(kind))
         case _:
             return _file_tokenizer(config)
 
@@ -139,7 +171,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 or eot_id in ranks.values()
             ):
                 raise _damaged(path, f"eot_id {eot_id} is not a free id below {MAX_VOCAB}")
-            tokenizer = _ranks_tokenizer(kind, ranks, split, eot_id)
+            tokenizer = ranks_tokenizer(kind, ranks, split, eot_id)
         case _:
             raise _damaged(path, "kind unknown, or a key missing")
     if meta.get("vocab_size") != tokenizer.vocab_size or meta.get("eot_id") != tokenizer.eot_id:
@@ -191,22 +223,25 @@ def _chars_tokenizer(chars: str) -> Tokenizer:
     return Tokenizer("chars", tokens, len(chars), encode, files)
 
 
-def _ranks_tokenizer(kind: str, ranks: Ranks, split: str, eot_id: int) -> Tokenizer:
+def ranks_tokenizer(kind: str, ranks: Ranks, split: str, eot_id: int) -> Tokenizer:
+    """The tokenizer of a vocabulary; `split` names the pattern that cuts text into words."""
     import tiktoken
 
-    # No special tokens are given to tiktoken: whatever stands in the text is then plain text.
+    # One special token, which `encode` does not allow: whatever stands in the text is plain text.
+    # Without any, tiktoken looks for the empty word, and finds it at every character.
     encoding = tiktoken.Encoding(
-        kind, pat_str=PATTERNS[split], mergeable_ranks=ranks, special_tokens={}
+        kind,
+        pat_str=FAST_PATTERNS[split],
+        mergeable_ranks=ranks,
+        special_tokens={MARK: eot_id},
     )
 
     def encode(text: str) -> Ids:
-        try:
-            return encoding.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # the regex engine's stack is full: cut over-long whitespace
-            parts = re.split(rf"(\s{{{MAX_SPACES}}})", text)
-            if len(parts) == 1:
-                raise
-            return np.concatenate([encode(part) for part in parts if part])
+        return _cut_if_stuck(partial(encoding.encode_to_numpy, disallowed_special=()), text)
+
+    def encode_marked(text: str) -> Ids:
+        to_ids = partial(encoding.encode_to_numpy, allowed_special={MARK}, disallowed_special=())
+        return _cut_if_stuck(to_ids, text)
 
     tokens = [b""] * (max(eot_id, max(ranks.values())) + 1)
     for token, rank in ranks.items():
@@ -216,7 +251,18 @@ def _ranks_tokenizer(kind: str, ranks: Ranks, split: str, eot_id: int) -> Tokeni
         JSON_FILE: _json(kind, len(tokens), eot_id, split=split),
         RANKS_FILE: b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank),
     }
-    return Tokenizer(kind, tokens, eot_id, encode, files)
+    return Tokenizer(kind, tokens, eot_id, encode, files, encode_marked)
+
+
+def _cut_if_stuck(to_ids: Callable[[str], Ids], text: str) -> Ids:
+    """The ids of a text; over-long whitespace, which fills the regex engine's stack, is cut."""
+    try:
+        return to_ids(text)
+    except ValueError:
+        parts = re.split(rf"(\s{{{MAX_SPACES}}})", text)
+        if len(parts) == 1:
+            raise
+        return np.concatenate([_cut_if_stuck(to_ids, part) for part in parts if part])
 
 
 @named("tokenizer.kind")
@@ -232,7 +278,7 @@ def _file_tokenizer(config: TokenizerConfig) -> Tokenizer:
             f"{path}: its ids go up to {eot_id - 1}, and none below {MAX_VOCAB} is left for the "
             "end of a text; give another ranks file"
         )
-    return _ranks_tokenizer(
+    return ranks_tokenizer(
         "ranks", ranks, split if config.split == "auto" else config.split, eot_id
     )
 

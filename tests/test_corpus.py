@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt import corpus as corpus_module
+from gpt import sources
 from gpt.config import DataConfig
 from gpt.corpus import scan
 from gpt.errors import UserError
@@ -128,6 +129,31 @@ def test_text_that_changes_meanwhile_is_noticed(tmp_path: Path):
     rows = [f"document {number}" for number in range(10)]
     corpus = scan(write_rows(tmp_path / "a.jsonl", rows), progress=False)
     write_rows(tmp_path / "a.jsonl", [*rows, "one more"])
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(corpus.pieces())
+
+
+def test_texts_in_files_are_read_twice_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"document {number} " * (number + 5))
+    (tmp_path / "blank.md").write_text(" \n")
+    opened: list[str] = []
+    read_text = sources.read_text
+    monkeypatch.setattr(
+        sources, "read_text", lambda path, encoding: opened.append(path.name) or read_text(path)
+    )
+    corpus = scan(DataConfig(source=str(tmp_path)), progress=False)
+    pieces = list(corpus.pieces())
+    assert sum(piece.ends for piece in pieces) == 3
+    # Once for the scan, once for the pieces; the blank one is looked at and left out.
+    assert sorted(opened) == sorted(["0.txt", "1.txt", "2.txt", "blank.md"] * 2)
+
+
+def test_a_blank_file_that_gets_text_meanwhile_is_noticed(tmp_path: Path):
+    for name, text in {"a.txt": "one text", "b.txt": " ", "c.txt": "another"}.items():
+        (tmp_path / name).write_text(text)
+    corpus = scan(DataConfig(source=str(tmp_path)), progress=False)
+    (tmp_path / "b.txt").write_text("x")
     with pytest.raises(UserError, match="changed while it was read"):
         list(corpus.pieces())
 

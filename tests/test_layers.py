@@ -12,7 +12,7 @@ LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files", "foreign.lines", "foreign.names"},
-    {"trackers"},
+    {"trackers", "eager_optim"},
     {
         "device",
         "headloss",

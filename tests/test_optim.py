@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -84,7 +86,7 @@ def test_equals_plain_torch(name):
         "adafactor": lambda: torch.optim.Adafactor(groups, lr=0.01),
     }[name]()
     optimizer = build_optimizer(ours, config, device=CPU)
-    assert type(optimizer) is type(reference)
+    assert isinstance(optimizer, type(reference))
     for seed in range(5):
         for model, each in ((ours, optimizer), (theirs, reference)):
             backward(model, seed)
@@ -150,7 +152,7 @@ def muon_pair(monkeypatch, **options):
 @pytest.mark.parametrize("options", [{}, {"adamw_lr": 0.003}])
 def test_muon_equals_two_separate_optimizers_bit_for_bit(monkeypatch, options):
     ours, combined, theirs, separate = muon_pair(monkeypatch, **options)
-    assert type(combined.parts[0]) is torch.optim.Muon
+    assert isinstance(combined.parts[0], torch.optim.Muon)
     for seed in range(4):
         backward(ours, seed)
         backward(theirs, seed)
@@ -321,3 +323,39 @@ def test_building_is_silent():
         warnings.simplefilter("error")
         for name in NAMES:
             build_optimizer(small_gpt(), OptimizerConfig(name=name), device=CPU)
+
+
+def test_no_optimizer_imports_the_compiler():
+    lines = [
+        "import sys, torch",
+        "from gpt.config import OptimizerConfig",
+        "from gpt.optim import build_optimizer",
+        "from gpt.schedule import build_scheduler, check_plan",
+        "from gpt.plan import Plan",
+        "plan = Plan('warmup_cosine', 9, 2, start_factor=1e-3, floor_ratio=0.0)",
+        "check_plan(plan, [0.1])",
+        f"for name in {NAMES}:",
+        "    model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 3))",
+        "    config = OptimizerConfig(name=name)",
+        "    optimizer = build_optimizer(model, config, device=torch.device('cpu'))",
+        "    scheduler = build_scheduler(optimizer, plan)",
+        "    model(torch.tensor([1])).sum().backward()",
+        "    optimizer.step()",
+        "    scheduler.step()",
+        "    optimizer.load_state_dict(optimizer.state_dict())",
+        "    optimizer.zero_grad()",
+        "sys.exit('torch._dynamo' in sys.modules)",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_a_step_records_no_gradients_and_keeps_hooks():
+    model = small_gpt()
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw"), device=CPU)
+    called = []
+    optimizer.register_step_post_hook(lambda *_: called.append(torch.is_grad_enabled()))
+    backward(model, 0)
+    optimizer.step()
+    assert called == [True]
+    assert all(p.requires_grad and p.grad_fn is None for p in model.parameters())
+    assert type(optimizer).__name__ == "AdamW"  # what a checkpoint calls it

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
+import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +17,15 @@ from hypothesis import strategies as st
 from gpt import ranks as ranks_module
 from gpt.config import TokenizerConfig
 from gpt.errors import UserError
-from gpt.ranks import PATTERNS, published_ranks
-from gpt.tokenizer import MAX_SPACES, Tokenizer, build_tokenizer, clean_text, load_tokenizer
+from gpt.ranks import FAST_PATTERNS, PATTERNS, published_ranks
+from gpt.tokenizer import (
+    MARK,
+    MAX_SPACES,
+    Tokenizer,
+    build_tokenizer,
+    clean_text,
+    load_tokenizer,
+)
 
 TEXT = (
     "The cat sat on the mat; the dog's 12345 days.\r\n\tif x == 3:\n" * 20
@@ -139,6 +147,38 @@ def test_the_trainer_cuts_words_as_tiktoken_does(split: str, text: str):
     words = [word for word, _ in cutter.pre_tokenize_str(text)]
     # `regex` knows possessive groups; in its syntax too, {1,3}+ is possessive as for tiktoken.
     assert words == [match.group() for match in regex.finditer(PATTERNS[split], text)]
+
+
+@pytest.mark.parametrize("split", list(PATTERNS))
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.text(alphabet=st.sampled_from("aZ'sSrevl12345 \t\n\r./!é字🙂\u0301\u2028\x1cǅ½")))
+def test_the_faster_patterns_give_the_same_words(split: str, text: str):
+    words, fast = (
+        [match.group() for match in regex.finditer(patterns[split], text)]
+        for patterns in (PATTERNS, FAST_PATTERNS)
+    )
+    assert fast == words
+    ranks = {BPE[split].token_bytes(rank): rank for rank in range(BPE[split].eot_id)}
+    plain = tiktoken.Encoding(
+        "plain", pat_str=PATTERNS[split], mergeable_ranks=ranks, special_tokens={}
+    )
+    assert BPE[split].encode(text).tolist() == plain.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, *BPE.values()], ids=["bytes", *BPE])
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(texts=st.lists(st.none() | st.text(alphabet=st.sampled_from("\0end a's \n\ud83d\ude42"))))
+def test_many_documents_at_once_get_the_ids_of_each(tokenizer, texts):
+    parts = [[tokenizer.eot_id] if t is None else tokenizer.encode(t).tolist() for t in texts]
+    assert tokenizer.encode_all(texts).tolist() == [each for part in parts for each in part]
+
+
+def test_an_end_put_between_texts_is_found_where_it_was_put():
+    assert not any(MARK.startswith(MARK[cut:]) for cut in range(1, len(MARK)))
+    tokenizer = BPE["gpt2"]
+    ids = tokenizer.encode_all([f"a{MARK}", None, MARK, None, "\0e", None, "nd"])
+    assert ids.tolist().count(tokenizer.eot_id) == 3
+    assert tokenizer.eot_id not in tokenizer.encode(f"a{MARK}b")
 
 
 def test_patterns_are_those_of_the_installed_tiktoken(monkeypatch: pytest.MonkeyPatch):
