@@ -25,7 +25,7 @@ __all__ = ["Completion", "Piece", "Sampling", "complete", "generate"]
 
 FinishReason = Literal["length", "stop", "end"]
 
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ class Piece:
 
 
 def complete(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, samples: int = 1
+    model: GPT | Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    samples: int = 1,
 ) -> list[Completion]:
     """All completions: the samples of the first prompt, then those of the second, and so on."""
     done = {
@@ -61,23 +65,29 @@ def complete(
 
 
 def generate(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, samples: int = 1
+    model: GPT | Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    samples: int = 1,
 ) -> Iterator[Piece]:
     """Continues each prompt `samples` times; gives the pieces of all rows as they come.
 
     An empty prompt begins a new document. Of a prompt longer than the context the newest tokens
-    count. The model's mode and torch's random state stay as they are.
+    count. The model's mode and torch's random state stay as they are. A decoder, prepared once,
+    spares each call the preparation.
     """
     if samples < 1:
         raise UserError(f"samples {samples}: must be >= 1")
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-    encoded = [encode_prompt(tokenizer, prompt, model.config.context_len) for prompt in prompts]
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    context_len = decoder.model.config.context_len
+    encoded = [encode_prompt(tokenizer, prompt, context_len) for prompt in prompts]
     rows = (  # made when their turn comes: nobody waits for, or keeps, a million samples
         Row(tokenizer, prompt, ids, sampling, seed, (index, n))
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
         for n in range(samples)
     )
-    decoder = Decoder(model)
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         yield from _run(decoder, batch, sampling)
 
@@ -97,7 +107,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context_len: int) -> list[i
 @torch.inference_mode()
 def _run(decoder: Decoder, rows: list["Row"], sampling: Sampling) -> Iterator[Piece]:
     """Decodes some rows together, a token each at a time; finished rows leave the cache."""
-    model = decoder.model
+    model = decoder.model_for(len(rows))
     context_len = model.config.context_len
     longest = max(len(row.ids) for row in rows) + sampling.max_tokens
     cache = KVCache(model, len(rows), min(longest, context_len))

@@ -17,11 +17,16 @@ from pathlib import Path
 import torch
 
 from gpt.checkpoint import load_for_inference
-from gpt.device import DTYPES, pick_device, pick_dtype, set_threads
+from gpt.decode import Decoder
+from gpt.device import DTYPES, keep_freed_memory, pick_device, pick_dtype, set_threads
 from gpt.errors import UserError, json_line, say, say_errors, shown
 from gpt.fits import memory_for_inference
 from gpt.generate import Piece, Sampling, generate
+from gpt.heldout import held_out
 from gpt.model import GPT, count_parameters
+from gpt.packed import has_half_kernel
+from gpt.pages import use_huge_pages
+from gpt.quantize import cost_of, linear_bytes, pack
 from gpt.rundir import find_checkpoint
 from gpt.tokenizer import Tokenizer, clean_text
 
@@ -38,6 +43,7 @@ class Request:
     checkpoint: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     as_json: bool = False
     stats: bool = False
 
@@ -45,15 +51,49 @@ class Request:
 def infer(request: Request) -> None:
     """Loads the checkpoint and continues the prompts on stdout. Raises UserError."""
     device = pick_device(request.device)
+    check_quantize(request, device)
     set_threads()
     folder = find_checkpoint(request.run, request.checkpoint)
     with memory_for_inference(folder, device):
         model, tokenizer = load_for_inference(folder, device)
-        model = model.to(inference_dtype(request.dtype, device, model))
-        if request.prompts is None:
-            interact(model, tokenizer, request)
+        if request.quantize is None:
+            model = in_dtype(model, request.dtype, device)
         else:
-            answer(model, tokenizer, request, request.prompts)
+            model = quantized(model, tokenizer, folder, request.prompts or [])
+        decoder = Decoder(model)
+        if device.type == "cpu":
+            keep_freed_memory()
+            use_huge_pages()
+        if request.prompts is None:
+            interact(decoder, tokenizer, request)
+        else:
+            answer(decoder, tokenizer, request, request.prompts)
+
+
+def check_quantize(request: Request, device: torch.device) -> None:
+    """Refuses what quantized weights cannot be combined with."""
+    if request.quantize is None:
+        return
+    if request.quantize != "int8":
+        raise UserError(f"--quantize: {request.quantize!r} is not known; int8 is")
+    if request.dtype not in ("auto", "fp32"):
+        raise UserError(
+            f"--dtype {request.dtype} with --quantize int8: the weights have one format; leave one "
+            "of them out (int8 keeps in fp32 what is not a weight)"
+        )
+    if device.type != "cpu":
+        raise UserError(
+            f"--quantize int8: products in int8 are for the CPU, and this is {device}; add "
+            "--device cpu, or leave --quantize out"
+        )
+
+
+def in_dtype(model: GPT, wish: str, device: torch.device) -> GPT:
+    """The model with its weights in the format asked for; on a CPU the arithmetic stays fp32."""
+    dtype = inference_dtype(wish, device, model)
+    if dtype == torch.float32 or device.type != "cpu" or not has_half_kernel():
+        return model.to(dtype)
+    return pack(model.to(dtype).float(), dtype)
 
 
 def inference_dtype(wish: str, device: torch.device, model: GPT) -> torch.dtype:
@@ -65,10 +105,25 @@ def inference_dtype(wish: str, device: torch.device, model: GPT) -> torch.dtype:
     return pick_dtype(wish, device, count_parameters(model))[0]
 
 
-def answer(model: GPT, tokenizer: Tokenizer, request: Request, prompts: list[str]) -> None:
+def quantized(model: GPT, tokenizer: Tokenizer, folder: Path, prompts: list[str]) -> GPT:
+    """The model in int8; says what that spares and what it costs in loss."""
+    packed = pack(model, torch.int8)
+    before, after = (linear_bytes(one) / 1e6 for one in (model, packed))
+    weights = f"{after:,.1f} MB of weights a token instead of {before:,.1f} MB"
+    batches, source = held_out(model, tokenizer, folder, prompts)
+    if batches:
+        cost = cost_of(model, packed, batches)
+        loss = f"loss {cost.loss:+.4f} ± {cost.error:.4f} nats/token on {cost.n_tokens:,} {source}"
+    else:
+        loss = f"loss not measured: {source}"
+    say(f"int8     {weights}; {loss}")
+    return packed
+
+
+def answer(decoder: Decoder, tokenizer: Tokenizer, request: Request, prompts: list[str]) -> None:
     """Generates for all prompts and shows the rows in order, each as it comes."""
     start, tokens = time.perf_counter(), 0
-    pieces = generate(model, tokenizer, prompts, request.sampling, request.samples)
+    pieces = generate(decoder, tokenizer, prompts, request.sampling, request.samples)
     for piece in show(pieces, prompts, request):
         if piece.completion is not None:
             tokens += len(piece.completion.tokens)
@@ -137,7 +192,7 @@ def _print_json(piece: Piece) -> None:
         print(json_line(row), flush=True)
 
 
-def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
+def interact(decoder: Decoder, tokenizer: Tokenizer, request: Request) -> None:
     """Reads a prompt, continues it, and again, until `:q` or the end of the input.
 
     Ctrl-C stops a generation, or drops a half-typed prompt. A mistake costs its line only.
@@ -154,7 +209,7 @@ def interact(model: GPT, tokenizer: Tokenizer, request: Request) -> None:
             prompt = input("> " if at_terminal else "")
             if prompt.strip() == ":q":
                 return
-            answer(model, tokenizer, request, [prompt])
+            answer(decoder, tokenizer, request, [prompt])
         except EOFError:
             return
         except KeyboardInterrupt:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.config import ModelConfig, TokenizerConfig
-from gpt.decode import Decoder, KVCache, Product
+from gpt.decode import Decoder, KVCache
 from gpt.errors import UserError
 from gpt.generate import TextStream, complete, encode_prompt, generate
 from gpt.model import GPT
+from gpt.products import Product
 from gpt.sampling import Sampling, choose, keep_likely
 from gpt.tokenizer import build_tokenizer
 
@@ -25,6 +26,7 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"position": "learned"},
     {"position": "rotary", "n_kv_head": 2, "activation": "swiglu", "qk_norm": False},
     {"position": "learned", "norm": "layernorm", "bias": True, "tie_embeddings": True},
+    {"ngram": 4, "ngram_rows": 97},
 ]
 
 
@@ -412,7 +414,7 @@ def test_a_cut_product_equals_the_layer(shape: tuple[int, int], bias: bool) -> N
     torch.manual_seed(9)
     linear = torch.nn.Linear(shape[1], shape[0], bias=bias)
     x, y = torch.randn(shape[1]), torch.full((shape[0],), math.nan)
-    product = Product([linear], x.numpy(), y)
+    product = Product([linear], x.numpy(), y.numpy())
     with torch.inference_mode():
         product.set(2.0)
         expected = torch.nn.functional.linear(2 * x, linear.weight, linear.bias)

@@ -31,7 +31,11 @@ LAYERS = [
         "signals",
         "pace",
         "sampling",
+        "packed",
+        "pages",
     },
+    {"kvcache", "products", "quantize"},
+    {"onerow"},
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
     | {"saved"}
     | {"health.finding", "report", "gauges", "machine"},
@@ -39,7 +43,7 @@ LAYERS = [
     {"foreign.steps", "foreign.tables", "foreign.objects", "foreign.console", "foreign.events"}
     | {"health.advice", "health.view", "tensors"},
     {"foreign.assemble"} | {f"health.{name}" for name in ("events", "learning", "rates", "texts")},
-    {"datacheck", "foreign", "health.diagnose"},
+    {"ahead", "datacheck", "foreign", "health.diagnose"},
     {"health.watch"},
     {"report.config_keys", "report.coverage", "report.intervals", "report.markup"}
     | {"report.standing", "report.summary", "report.thin"},
@@ -52,7 +56,7 @@ LAYERS = [
     {"guard"},
     {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
     {"lr.lint", "lr.lint_optimizer", "lr.memory", "resume", "autopsy"},
-    {"fits"},
+    {"fits", "heldout"},
     {"record", "build"},
     {"broken", "infer", "ending"},
     {"train"},

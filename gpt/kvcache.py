@@ -1,0 +1,115 @@
+"""Keys and values of the tokens so far, a row each, in memory that is reserved once."""
+
+import torch
+from torch import Tensor
+
+from gpt.model import GPT
+
+
+class KVCache:
+    """Keys and values of B rows, each row as long as it is; room for `size` tokens a row."""
+
+    def __init__(self, model: GPT, rows: int, size: int) -> None:
+        """Reserves the memory; zeros, because what is masked must still be finite."""
+        config, like = model.config, model.final_norm.weight
+        assert isinstance(like, Tensor)
+        shape = (rows, config.kv_heads, size, config.head_dim)
+        self.k = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.v = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.lengths = [0] * rows
+        # The newest ids, for models with n-gram embeddings; -1 before the first.
+        self.recent = torch.full((rows, config.ngram - 1), -1, device=self.k[0].device)
+
+    def fill(self, model: GPT, row: int, ids: list[int]) -> None:
+        """Encodes a row's tokens from position 0 on, in place of what it held."""
+        self.lengths[row] = len(ids)
+        self.recent[row] = -1
+        if ids:
+            device = self.k[0].device
+            model.features(torch.tensor([ids], device=device), _Fill(self, row, len(ids)))
+
+    def copy(self, source: int, target: int) -> None:
+        """Gives one row what another holds."""
+        for store in (*self.k, *self.v):
+            store[target] = store[source]
+        self.lengths[target] = self.lengths[source]
+        self.recent[target] = self.recent[source]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drops all other rows."""
+        self.k = [store[rows] for store in self.k]
+        self.v = [store[rows] for store in self.v]
+        self.lengths = [self.lengths[row] for row in rows]
+        self.recent = self.recent[rows]
+
+    def after_earlier(self, ids: Tensor, rows: slice) -> Tensor:
+        """Puts the newest ids before new ones (B, T) of some rows, and keeps what is newest now."""
+        ids = torch.cat((self.recent[rows], ids), dim=1)
+        self.recent[rows] = ids[:, ids.size(1) - self.recent.size(1) :]
+        return ids
+
+    def next_token(self) -> "_NextToken | _NextTokenRagged":
+        """The cache as the model needs it to append one token to each row."""
+        same = len(set(self.lengths)) == 1
+        step = _NextToken(self) if same else _NextTokenRagged(self)
+        self.lengths = [length + 1 for length in self.lengths]
+        return step
+
+
+class _Fill:
+    """Writes the first tokens of one row."""
+
+    mask = None
+
+    def __init__(self, cache: KVCache, row: int, length: int) -> None:
+        self.cache, self.row, self.length = cache, row, length
+        self.positions = torch.arange(length, device=cache.k[0].device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.cache.k[layer][self.row, :, : self.length] = k[0]
+        self.cache.v[layer][self.row, :, : self.length] = v[0]
+        return k, v
+
+    def after_earlier(self, ids: Tensor) -> Tensor:
+        return self.cache.after_earlier(ids, slice(self.row, self.row + 1))
+
+
+class _NextToken:
+    """Appends one token to rows of one length: nothing to mask, nothing to look up."""
+
+    mask = None
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache, self.at = cache, cache.lengths[0]
+        self.positions = torch.tensor([self.at], device=cache.k[0].device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values, at = self.cache.k[layer], self.cache.v[layer], self.at
+        keys[:, :, at : at + 1] = k
+        values[:, :, at : at + 1] = v
+        return keys[:, :, : at + 1], values[:, :, : at + 1]
+
+    def after_earlier(self, ids: Tensor) -> Tensor:
+        return self.cache.after_earlier(ids, slice(None))
+
+
+class _NextTokenRagged:
+    """Appends one token to rows of different lengths."""
+
+    def __init__(self, cache: KVCache) -> None:
+        device = cache.k[0].device
+        self.cache, self.used = cache, max(cache.lengths) + 1
+        self.rows = torch.arange(len(cache.lengths), device=device)
+        self.at = torch.tensor(cache.lengths, device=device)  # (B,)
+        self.positions = self.at[:, None]  # (B, T = 1)
+        slots = torch.arange(self.used, device=device)
+        self.mask = (slots <= self.positions)[:, None, None, :]  # (B, 1, T = 1, S)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.k[layer], self.cache.v[layer]
+        keys[self.rows, :, self.at] = k[:, :, 0]
+        values[self.rows, :, self.at] = v[:, :, 0]
+        return keys[:, :, : self.used], values[:, :, : self.used]
+
+    def after_earlier(self, ids: Tensor) -> Tensor:
+        return self.cache.after_earlier(ids, slice(None))
