@@ -239,14 +239,14 @@ def load_for_inference(folder: Path, device: torch.device) -> tuple[GPT, Tokeniz
     config = load_config(folder / "config.yaml")
     tokenizer = load_tokenizer(folder)
     with torch.device("meta"):  # compared before a byte is allocated: a config can claim anything
-        claimed = GPT(config.model, tokenizer.vocab_size)
-    shapes = {name: tuple(p.shape) for name, p in claimed.named_parameters()}
-    read_tensors(folder / "model.safetensors", shapes, only_check=True)
-    _check_memory(folder, claimed)
-    try:
         model = GPT(config.model, tokenizer.vocab_size)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    read_tensors(folder / "model.safetensors", shapes, only_check=True)
+    _check_memory(folder, model)
+    try:
+        model.allocate()
     except (RuntimeError, MemoryError):
-        raise _too_large(folder, claimed) from None
+        raise _too_large(folder, model) from None
     load_weights(folder, model)
     return model.to(device).eval(), tokenizer
 

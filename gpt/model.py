@@ -166,16 +166,32 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.pos_emb = nn.Embedding(config.context_len, config.n_embd)
         else:
-            cos, sin = rotary_tables(config.context_len, config.head_dim, config.rope_theta)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+            self._make_tables()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = build_norm(config)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.tok_emb.weight
-        self.init_weights()
+        if not self.head.weight.is_meta:
+            self.init_weights()
+
+    def _make_tables(self) -> None:
+        config = self.config
+        cos, sin = rotary_tables(config.context_len, config.head_dim, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def allocate(self) -> None:
+        """Gives a model that was built on the device `meta` memory for its weights, on the CPU.
+
+        They are whatever was there: to be loaded. Drawing them first takes longer than loading.
+        """
+        self.to_empty(device="cpu")
+        if self.config.tie_embeddings:
+            self.head.weight = self.tok_emb.weight
+        if self.config.position == "rotary":
+            self._make_tables()
 
     def forward(self, ids: Tensor, cache: Cache | None = None, *, head: bool = True) -> Tensor:
         """Logits (B, T, V) of the token after each of the ids (B, T); without `head` its input."""
