@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from gpt import pages
 from gpt.checkpoint import load_for_inference
 from gpt.decode import Decoder
 from gpt.device import DTYPES, keep_freed_memory, pick_device, pick_dtype, set_threads
@@ -25,7 +26,6 @@ from gpt.generate import Piece, Sampling, generate
 from gpt.heldout import held_out
 from gpt.model import GPT, count_parameters
 from gpt.packed import has_half_kernel
-from gpt.pages import use_huge_pages
 from gpt.quantize import cost_of, linear_bytes, pack
 from gpt.rundir import find_checkpoint
 from gpt.tokenizer import Tokenizer, clean_text
@@ -56,14 +56,13 @@ def infer(request: Request) -> None:
     folder = find_checkpoint(request.run, request.checkpoint)
     with memory_for_inference(folder, device):
         model, tokenizer = load_for_inference(folder, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         if request.quantize is None:
             model = in_dtype(model, request.dtype, device)
         else:
             model = quantized(model, tokenizer, folder, request.prompts or [])
         decoder = Decoder(model)
-        if device.type == "cpu":
-            keep_freed_memory()
-            use_huge_pages()
         if request.prompts is None:
             interact(decoder, tokenizer, request)
         else:
@@ -91,7 +90,10 @@ def check_quantize(request: Request, device: torch.device) -> None:
 def in_dtype(model: GPT, wish: str, device: torch.device) -> GPT:
     """The model with its weights in the format asked for; on a CPU the arithmetic stays fp32."""
     dtype = inference_dtype(wish, device, model)
-    if dtype == torch.float32 or device.type != "cpu" or not has_half_kernel():
+    if dtype == torch.float32 and device.type == "cpu":
+        pages.move(model.parameters())
+        return model
+    if device.type != "cpu" or not has_half_kernel():
         return model.to(dtype)
     return pack(model.to(dtype).float(), dtype)
 

@@ -12,7 +12,6 @@ from gpt.kvcache import KVCache
 from gpt.model import GPT, Block, attention_scale
 from gpt.products import Floats, VectorProduct, product
 
-
 # The options of a model that are unrolled here.
 UNROLLED = {
     "preset",
@@ -74,6 +73,10 @@ class OneRow:
         self.k = self.turned[n_head:]
         self.y = self.mixed.reshape(self.q.shape)
         self.rotation = np.zeros((head_dim, head_dim), np.float32)
+        self.diagonals = _diagonals(self.rotation)
+        self.places = None if rotary else _array(model.pos_emb.weight)
+        if rotary:
+            self.cos, self.sin = _array(model.cos), _array(model.sin)
         self.embedding = _array(model.tok_emb.weight)
         self.blocks = [block for block in model.blocks.children() if isinstance(block, Block)]
         self.products = [self._cut(block) for block in self.blocks]
@@ -122,15 +125,14 @@ class OneRow:
         The matrix turns all heads in one product; it has the four parts of `rotate` as diagonals.
         """
         np.copyto(self.x, self.embedding[token])
-        if self.config.position == "learned":
-            self.x += _array(self.model.pos_emb.weight)[at]
+        if self.places is not None:
+            self.x += self.places[at]
             return
-        half = self.config.head_dim // 2
-        cos, sin = self.model.cos[at].numpy(), self.model.sin[at].numpy()
-        diagonal = np.arange(half)
-        self.rotation[diagonal, diagonal] = self.rotation[half + diagonal, half + diagonal] = cos
-        self.rotation[diagonal, half + diagonal] = sin
-        self.rotation[half + diagonal, diagonal] = -sin
+        same, other, cos_rest, minus = self.diagonals
+        np.copyto(same, self.cos[at])
+        np.copyto(cos_rest, same)
+        np.copyto(other, self.sin[at])
+        np.negative(other, out=minus)
 
     def _normalise(self, weight: Floats) -> float:
         """Writes the normalised stream, but for a factor that it gives: products scale for free."""
@@ -163,14 +165,23 @@ class OneRow:
         hidden = self.hidden_there
         match self.config.activation:
             case "gelu":
-                hidden.copy_(F.gelu(hidden))
+                torch.ops.aten.gelu_(hidden)
             case "gelu_tanh":
-                hidden.copy_(F.gelu(hidden, approximate="tanh"))
+                torch.ops.aten.gelu_(hidden, approximate="tanh")
             case "swiglu":
                 hidden.mul_(F.silu(torch.from_numpy(self.gate)))
             case "relu2":
                 np.maximum(self.hidden, 0, out=self.hidden)
                 self.hidden *= self.hidden
+
+
+def _diagonals(rotation: Floats) -> list[Floats]:
+    """Views of the places of cos, sin, cos and -sin, as `rotate` has them, a diagonal each."""
+    size = len(rotation)
+    half, flat = size // 2, rotation.reshape(-1)
+    upper, lower = flat[: half * size], flat[half * size :]
+    starts = ((upper, 0), (upper, half), (lower, half), (lower, 0))
+    return [rows[start :: size + 1][:half] for rows, start in starts]
 
 
 def _vectors(count: int, length: int) -> list[Floats]:

@@ -138,7 +138,7 @@ class HalfLinear(Packed):
         weight = torch.cat([layer.weight.detach().to(dtype).float() for layer in layers])
         largest = float(weight.abs().max())
         power = 2.0 ** math.floor(math.log2(_HALF_TOP / largest)) if 0 < largest < math.inf else 1.0
-        # The kernel would make weights that are no numbers large ones: all outputs are none instead.
+        # The kernel would make numbers of weights that are none: all outputs are none instead.
         self.shrink = 1 / power if largest < math.inf else math.nan
         weight = weight.nan_to_num(0, 0, 0)
         self.kernel = torch.ops.quantized.linear_prepack_fp16(weight * power, self.bias)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.packed import FINER, LARGEST, OUTLIER, HalfLinear, Int8Linear, Packed, Part
+from gpt.pages import empty
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,7 +71,7 @@ class Product:
     ) -> None:
         """As `product` has it; the norm's shift becomes part of the bias."""
         weights = [layer.weight.detach() for layer in layers]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weight = _joined(weights) if len(weights) > 1 else weights[0]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         bias = torch.cat(biases) if biases else None
         shift = _shift(norm)
@@ -199,6 +200,12 @@ class HalfProduct:
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16(self.vector, self.kernel)
         outputs: Floats = y.numpy()[0]
         return outputs
+
+
+def _joined(weights: list[Tensor]) -> Tensor:
+    """The rows of all, one after the other."""
+    there = empty(sum(weight.numel() for weight in weights)).view(-1, weights[0].size(1))
+    return torch.cat(weights, out=there)
 
 
 def _shift(norm: nn.Module | None) -> Floats | None:
