@@ -247,6 +247,8 @@ def out_of_memory(config: Config, run: Path) -> UserError:
     again = f"gpt-train --config {run / 'config.yaml'}"
     if micro > 1:
         value, way = micro, f"{again} --train.micro_batch_size {max(1, micro // 2)}"
+    elif not config.train.activation_checkpointing:
+        value, way = micro, f"{again} --train.activation_checkpointing true"
     else:
         key, value = "model.context_len", config.model.context_len
         way = f"{again} --model.context_len {max(1, value // 2)} --run.name {config.run.name}-short"

@@ -231,8 +231,13 @@ def test_what_an_allocation_that_failed_says(make_config: ConfigMaker, tmp_path:
     assert not any(map(is_out_of_memory, [ValueError(), RuntimeError("shape"), OSError(28, "")]))
     with pytest.raises(RuntimeError, match="shape"), memory_errors(make_config(), tmp_path):
         raise RuntimeError("shape")
+    one = {"train__micro_batch_size": "1"}
+    with pytest.raises(UserError, match=r"--train.activation_checkpointing true$"):  # noqa: SIM117
+        with memory_errors(make_config(**one), tmp_path):
+            raise MemoryError
+    one["train__activation_checkpointing"] = "true"
     with pytest.raises(UserError, match=r"--model.context_len 8 --run.name tiny-short"):  # noqa: SIM117
-        with memory_errors(make_config(train__micro_batch_size="1"), tmp_path):
+        with memory_errors(make_config(**one), tmp_path):
             raise MemoryError
 
 
