@@ -1,115 +1,296 @@
-"""Times an optimizer step of gpt-train beside nanoGPT's, on the same recipe, in turns.
+"""Times optimizer steps of gpt-train beside nanoGPT's and transformers', same shapes, in turns.
 
-    python scripts/bench_train.py --text tinyshakespeare.txt --nanogpt DIR
+    python scripts/bench_train.py --nanogpt DIR [--work 124M 10.6M 0.8M] [--turns 5]
 
-DIR is a checkout of nanoGPT (github.com/karpathy/nanoGPT). Each turn is a fresh process that takes
-some warm-up steps and then times single steps, as each program's own loop takes them: batch,
-forward, backward, clip, update. Prints the median over all turns, and the ratio.
+DIR is a checkout of nanoGPT (github.com/karpathy/nanoGPT); without it transformers is the peer. In
+each turn every program has a process of its own, which takes some steps to warm up and then times
+single steps on random ids: forward, backward, clip, update. Speeds are of the median step of all
+turns, memory is the most that a process ever held. `gpt-train` is what its default settings choose
+for a run of --run-steps; nanoGPT is timed as documented for a CPU, and with torch.compile and
+(where the CPU multiplies bf16) autocast turned on by hand. Quote ratios of one run on an idle
+machine.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-CONFIG = Path(__file__).parent.parent / "configs" / "shakespeare-nanogpt-cpu.yaml"
-WARMUP, TIMED = 10, 60
-
-
-def timed(step: Callable[[int], None]) -> list[float]:
-    """Seconds of each step after the warm-up."""
-    for number in range(WARMUP):
-        step(number)
-    seconds = []
-    for number in range(WARMUP, WARMUP + TIMED):
-        start = time.perf_counter()
-        step(number)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+WARMUP = 2
+GEMM_SIZE, GEMM_TIMES = 2048, 10
 
 
-def our_steps(text: Path, folder: Path) -> list[float]:
-    from gpt.build import build_training
+@dataclass(frozen=True)
+class Work:
+    """Shapes of one comparison, and how many steps a turn times."""
+
+    layers: int
+    width: int
+    heads: int
+    vocab: int
+    context: int
+    batch: int
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.context
+
+
+WORKS = {
+    "124M": Work(12, 768, 12, vocab=50_304, context=256, batch=4, steps=2),
+    "10.6M": Work(6, 384, 6, vocab=65, context=256, batch=16, steps=5),
+    "0.8M": Work(4, 128, 4, vocab=65, context=64, batch=12, steps=60),
+}
+Step = Callable[[], object]
+
+
+def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
+    """gpt-train's own step, with the gauge that it keeps; `mode` is auto, on or off (compile)."""
+    import torch
+
+    from gpt.checkpoint import Training
+    from gpt.config import TokenizerConfig
     from gpt.configfile import load_config
-    from gpt.data import Batches, open_data
-    from gpt.device import keep_freed_memory, set_threads
+    from gpt.device import (
+        compile_model,
+        grad_scaler,
+        keep_freed_memory,
+        pick_compile,
+        pick_dtype,
+        set_threads,
+    )
     from gpt.gauges import Gauge
+    from gpt.model import GPT, flops_per_token
+    from gpt.optim import build_optimizer
+    from gpt.plan import Plan
+    from gpt.schedule import build_scheduler
     from gpt.step import train_step
+    from gpt.tokenizer import build_tokenizer
 
-    config = load_config(CONFIG, [("data.source", str(text)), ("data.dir", str(folder))])
+    cpu = torch.device("cpu")
     set_threads()
     keep_freed_memory()
-    data = open_data(config)
-    training, _ = build_training(config, data)
-    batches = Batches(data.train, config.model.context_len, config.train.batch_size, 0)
-    gauge = Gauge(training.model, training.optimizer)
+    values: dict[str, object] = {
+        "model.preset": "gpt2-124m",
+        "model.bias": "false",
+        "model.activation": "gelu",
+        "model.n_layer": work.layers,
+        "model.n_head": work.heads,
+        "model.n_embd": work.width,
+        "model.context_len": work.context,
+        "train.batch_size": work.batch,
+        "optimizer.lr": 6e-4,
+    }
+    config = load_config(None, [(key, str(value)) for key, value in values.items()])
+    flops = flops_per_token(config.model, work.vocab) * work.tokens * options.run_steps
+    dtype, _ = pick_dtype("auto", cpu, 12 * work.layers * work.width**2)
+    compiles, _ = pick_compile(options.mode, cpu, flops)
+    model = GPT(config.model, work.vocab)
+    optimizer = build_optimizer(model, config.optimizer, device=cpu)
+    training = Training(
+        config=config,
+        tokenizer=build_tokenizer(TokenizerConfig(kind="bytes"), tuple),
+        model=model,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, Plan.from_config(config, options.run_steps)),
+        scaler=grad_scaler(cpu, dtype),
+        dtype=dtype,
+        data_fingerprint="",
+    )
+    if compiles:
+        compile_model(model)
+    gauge = Gauge(model, optimizer)
+    ids = torch.randint(work.vocab, (2, work.batch, work.context))
 
-    def step(number: int) -> None:
-        every = config.log.every_steps
-        gauge.watch(full=number % every == 0, first=(number + 1) % every == 0)
-        train_step(training, *batches.batch(number), gauge=gauge)
+    def step() -> None:
+        gauge.watch(full=False, first=False)
+        train_step(training, ids[0], ids[1], gauge=gauge)
 
-    return timed(step)
+    return step, f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiles else 'eager'}"
 
 
-def nanogpt_steps(text: Path, checkout: Path) -> list[float]:
-    sys.path.insert(0, str(checkout))
-    import numpy as np
+def peer_step(model: Any, loss_of: Step, optimizer: Any) -> Step:
+    """The step of a plain training loop, as nanoGPT's train.py takes it."""
     import torch
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
-    characters = text.read_text(encoding="utf-8")
-    index = {character: number for number, character in enumerate(sorted(set(characters)))}
-    train = characters[: len(characters) * 9 // 10]
-    ids = np.array([index[character] for character in train], dtype=np.uint16)
-    shape = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
-    model = GPT(GPTConfig(vocab_size=len(index), dropout=0.0, bias=False, **shape))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-
-    def windows(starts: torch.Tensor, shift: int) -> torch.Tensor:
-        rows = [ids[start + shift : start + shift + 64].astype(np.int64) for start in starts]
-        return torch.stack([torch.from_numpy(row) for row in rows])
-
-    def step(number: int) -> None:
-        starts = torch.randint(len(ids) - 64, (12,))
-        _, loss = model(windows(starts, 0), windows(starts, 1))
-        loss.backward()
+    def step() -> None:
+        loss_of().backward()  # type: ignore[attr-defined]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return timed(step)
+    return step
+
+
+def nanogpt(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
+    sys.path.insert(0, str(options.nanogpt))
+    import torch
+    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+
+    from gpt.device import autocast, cpu_has_bf16
+
+    by_hand = options.mode == "on"
+    dtype = torch.bfloat16 if by_hand and cpu_has_bf16() else torch.float32
+    shape = {"n_layer": work.layers, "n_head": work.heads, "n_embd": work.width}
+    sizes = {"vocab_size": work.vocab, "block_size": work.context, "dropout": 0.0}
+    model = GPT(GPTConfig(bias=False, **sizes, **shape))
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+    if by_hand:
+        model = torch.compile(model)
+    ids = torch.randint(work.vocab, (2, work.batch, work.context))
+
+    def loss() -> object:
+        with autocast(torch.device("cpu"), dtype):
+            return model(ids[0], ids[1])[1]
+
+    label = f"{str(dtype).removeprefix('torch.')}, {'compiled' if by_hand else 'eager'}"
+    return peer_step(model, loss, optimizer), label
+
+
+def transformers(work: Work, _: argparse.Namespace) -> tuple[Step, str]:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_layer": work.layers, "n_head": work.heads, "n_embd": work.width}
+    sizes = {"vocab_size": work.vocab, "n_positions": work.context}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**shape, **sizes, **dropout, **ends)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95))
+    ids = torch.randint(work.vocab, (work.batch, work.context))
+    step = peer_step(model, lambda: model(input_ids=ids, labels=ids).loss, optimizer)
+    return step, "float32, eager"
+
+
+def gemm_rate() -> dict[str, object]:
+    """GFLOP/s of one large square product, in the format that gpt-train would choose."""
+    import torch
+
+    from gpt.device import pick_dtype, set_threads
+
+    set_threads()
+    dtype, _ = pick_dtype("auto", torch.device("cpu"), 10**9)
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype) for _ in range(2))
+    seconds = timed(lambda: a @ b, GEMM_TIMES)[1]
+    rate = 2 * GEMM_SIZE**3 / statistics.median(seconds) / 1e9
+    return {"rate": rate, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def timed(step: Step, times: int) -> tuple[float, list[float]]:
+    """Seconds of the first step, and of each after the warm-up."""
+    seconds = []
+    for _ in range(WARMUP + times):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[WARMUP:]
+
+
+# Who is timed: the name in the table, the function, the mode.
+PROGRAMS: dict[str, tuple[Callable[..., tuple[Step, str]], str]] = {
+    "gpt-train": (ours, "auto"),
+    "gpt-train eager": (ours, "off"),
+    "gpt-train compiled": (ours, "on"),
+    "nanoGPT": (nanogpt, "off"),
+    "nanoGPT by hand": (nanogpt, "on"),
+    "transformers": (transformers, "off"),
+}
+
+
+def work_off(options: argparse.Namespace) -> dict[str, object]:
+    """What one process measures."""
+    import torch
+
+    from gpt.device import peak_memory_bytes
+
+    if options.worker == "gemm":
+        return gemm_rate()
+    torch.manual_seed(1337)
+    work = WORKS[options.work[0]]
+    build, options.mode = PROGRAMS[options.worker]
+    with contextlib.redirect_stdout(sys.stderr):
+        step, label = build(work, options)
+        first, seconds = timed(step, work.steps)
+    peak = peak_memory_bytes(torch.device("cpu"))
+    return {"label": label, "first": first, "seconds": seconds, "peak": peak}
+
+
+def in_own_process(name: str, work: str) -> dict[str, Any]:
+    """Starts this script for one measurement; what an earlier turn compiled is still kept."""
+    command = [sys.executable, *sys.argv, "--worker", name, "--work", work]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(f"{name}: {found.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return answer
+
+
+def compare(name: str, options: argparse.Namespace) -> None:
+    """Prints the table of one work."""
+    work = WORKS[name]
+    programs = [who for who in options.who if options.nanogpt or not who.startswith("nanoGPT")]
+    found: dict[str, list[dict[str, Any]]] = {who: [] for who in programs}
+    gemm = []
+    for turn in range(options.turns):
+        gemm.append(in_own_process("gemm", name))
+        for who in programs:
+            found[who].append(in_own_process(who, name))
+            step = statistics.median(found[who][-1]["seconds"])
+            print(f"turn {turn + 1}  {who:20} {step * 1e3:9.1f} ms/step", file=sys.stderr)
+    rate = statistics.median(each["rate"] for each in gemm)
+    print(
+        f"\n{name}: {work.layers} layers, {work.width} wide, vocabulary {work.vocab:,}, "
+        f"{work.batch} x {work.context} tokens a step, medians of {options.turns} turns; "
+        f"GEMM {rate:.0f} GFLOP/s ({gemm[0]['dtype']})"
+    )
+    print("| who | how | tokens/s | x | GFLOP/s | of GEMM | peak MB | x | first step |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    flops = flops_of_a_token(work)
+    base: tuple[float, float] | None = None
+    peers = [who for who in ("nanoGPT", "transformers") if who in programs]
+    for who in sorted(programs, key=lambda who: who not in peers[:1]):
+        turns = found[who]
+        speed = work.tokens / statistics.median(s for each in turns for s in each["seconds"])
+        peak = statistics.median(each["peak"] for each in turns) / 1e6
+        first = statistics.median(each["first"] for each in turns)
+        base = base or (speed, peak)
+        print(
+            f"| {who} | {turns[0]['label']} | {speed:,.0f} | {speed / base[0]:.2f} | "
+            f"{speed * flops / 1e9:.0f} | {speed * flops / 1e9 / rate:.0%} | {peak:,.0f} | "
+            f"{peak / base[1]:.2f} | {first:.1f} s |"
+        )
+
+
+def flops_of_a_token(work: Work) -> float:
+    """6 N + 12 layers x width x context, as `gpt.model.flops_per_token` counts."""
+    weights = 12 * work.layers * work.width**2 + work.width * work.vocab
+    return 6 * weights + 12 * work.layers * work.width * work.context
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--nanogpt", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument("--work", nargs="+", default=list(WORKS), choices=list(WORKS))
+    parser.add_argument("--who", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS))
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--worker", choices=("ours", "nanogpt"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker == "ours":
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(our_steps(arguments.text, Path(folder))))
+    parser.add_argument("--run-steps", type=int, default=2000, help="length that auto decides by")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(work_off(options)))
         return
-    if arguments.worker == "nanogpt":
-        print(json.dumps(nanogpt_steps(arguments.text, arguments.nanogpt)))
-        return
-    seconds: dict[str, list[float]] = {"ours": [], "nanogpt": []}
-    for turn in range(arguments.turns):
-        for name, steps in seconds.items():
-            command = [sys.executable, *sys.argv, "--worker", name]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            measured = json.loads(output.splitlines()[-1])
-            steps += measured
-            print(f"turn {turn + 1}  {name:8} {statistics.median(measured) * 1e3:6.1f} ms/step")
-    ours, theirs = (statistics.median(steps) * 1e3 for steps in seconds.values())
-    print(f"median  ours {ours:.1f} ms, nanoGPT {theirs:.1f} ms: {theirs / ours:.2f}x as fast")
+    print(f"load {os.getloadavg()[0]:.1f}, {sys.version.split()[0]}", file=sys.stderr)
+    for name in options.work:
+        compare(name, options)
 
 
 if __name__ == "__main__":
