@@ -61,9 +61,9 @@ class Sampling:
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens are drawn by their probability alone, without any filter."""
+        """Whether a token's probability alone counts: no filter, or the likeliest is taken."""
         limits = (self.top_k, self.top_p, self.min_p or None)
-        return self.temperature > 0 and self.repetition_penalty == 1 and not any(limits)
+        return self.repetition_penalty == 1 and (self.temperature == 0 or not any(limits))
 
 
 def choose(
@@ -100,9 +100,12 @@ def choose(
 
 def _draw_plain(logits: npt.NDArray[np.float32], temperature: float, draw: float) -> int:
     """What `choose` does for one row without filters, in NumPy, which starts sooner than torch."""
-    best = float(logits.max())
+    likeliest = int(logits.argmax())  # a number that is none counts as the largest
+    best = float(logits[likeliest])
     if not math.isfinite(best):
         raise UserError(BROKEN)
+    if temperature == 0:
+        return likeliest
     scaled = (logits - best).astype(np.float64) / max(temperature, 1e-8)  # (V,)
     cdf = np.exp(scaled).cumsum()
     return int(cdf.searchsorted(min(draw, 1 - 2**-40) * cdf[-1], side="right"))
