@@ -19,6 +19,7 @@ from gpt.data import TokenData, cached_data, open_data
 from gpt.device import (
     compile_model,
     grad_scaler,
+    on_meta,
     pick_compile,
     pick_device,
     pick_dtype,
@@ -270,7 +271,7 @@ def jump_lines(
         return [RateJump(start.change, None, None).line()]
     check_left(start, plan)
     epoch_tokens = 0 if data is None else data.train.n_tokens
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(start.config.model, vocab_size)
     jump = rate_jump(start, plan, model, lambda each: each.total_steps(epoch_tokens))
     return [] if jump is None else [jump.line()]

@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gpt.config import Config
 from gpt.configfile import dump_config, load_config
-from gpt.device import rng_state, set_rng_state
+from gpt.device import on_meta, rng_state, set_rng_state
 from gpt.files import sync
 from gpt.manifest import (
     CheckpointError,
@@ -238,7 +238,7 @@ def load_for_inference(folder: Path, device: torch.device) -> tuple[GPT, Tokeniz
     verify_checkpoint(folder)
     config = load_config(folder / "config.yaml")
     tokenizer = load_tokenizer(folder)
-    with torch.device("meta"):  # compared before a byte is allocated: a config can claim anything
+    with on_meta():  # compared before a byte is allocated: a config can claim anything
         model = GPT(config.model, tokenizer.vocab_size)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     read_tensors(folder / "model.safetensors", shapes, only_check=True)

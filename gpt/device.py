@@ -10,13 +10,15 @@ import re
 import shutil
 import sys
 import sysconfig
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gpt.errors import UserError
 
@@ -197,6 +199,29 @@ def keep_compiled() -> None:
     own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
         os.environ[_COMPILED_DIR] = str(folder / "compiled")
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """A context in which modules are built with shapes and without numbers, in no time."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out drawing: on `meta` it takes a millisecond a tensor, and imports the compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401 (torch's own signature)
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("kaiming_uniform_", "uniform_", "normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def eager(model: nn.Module) -> AbstractContextManager[object]:

@@ -173,17 +173,19 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.tok_emb.weight
-        if not self.head.weight.is_meta:
-            self.init_weights()
+        self.init_weights()
 
     def _make_tables(self) -> None:
         config = self.config
-        cos, sin = rotary_tables(config.context_len, config.head_dim, config.rope_theta)
+        if self.tok_emb.weight.is_meta:  # a shape is all that is asked for
+            cos = sin = torch.empty(config.context_len, config.head_dim // 2)
+        else:
+            cos, sin = rotary_tables(config.context_len, config.head_dim, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def allocate(self) -> None:
-        """Gives a model that was built on the device `meta` memory for its weights, on the CPU.
+        """Gives a model that was built `on_meta` memory for its weights, on the CPU.
 
         They are whatever was there: to be loaded. Drawing them first takes longer than loading.
         """

@@ -22,6 +22,7 @@ from gpt.device import (
     DTYPES,
     compile_model,
     grad_scaler,
+    on_meta,
     seed_everything,
     set_threads,
     synchronize,
@@ -150,7 +151,7 @@ def make_plan(
     config = start.config
     total_steps = _total_steps(config, data)
     schedule = Plan.from_config(config, total_steps, strict=False)
-    with torch.device("meta"):
+    with on_meta():
         model = GPT(config.model, vocab_size)
     counted = count_parameters(model)
     rows = parameter_inventory(config.model, vocab_size)
