@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gpt.config import ModelConfig
 from gpt.kvcache import KVCache
-from gpt.model import GPT, Block, attention_scale
+from gpt.model import GPT, Block, attention_scale, ngram_rows
 from gpt.products import Floats, VectorProduct, product
 
 # The options of a model that are unrolled here.
@@ -30,6 +30,8 @@ UNROLLED = {
     "bias",
     "tie_embeddings",
     "qk_norm",
+    "ngram",
+    "ngram_rows",
     "init",
     "init_std",
     "mup_base_width",
@@ -78,6 +80,7 @@ class OneRow:
         if rotary:
             self.cos, self.sin = _array(model.cos), _array(model.sin)
         self.embedding = _array(model.tok_emb.weight)
+        self.of_ngrams = _array(model.ngram_emb.weight) if config.ngram > 1 else None
         self.blocks = [block for block in model.blocks.children() if isinstance(block, Block)]
         self.products = [self._cut(block) for block in self.blocks]
         logits, norm = self.logits.numpy()[0], model.final_norm
@@ -104,7 +107,7 @@ class OneRow:
         at = cache.lengths[0]
         cache.lengths[0] += 1
         with np.errstate(all="ignore"):  # broken weights show in the logits
-            self._embed(token, at)
+            self._embed(token, at, cache)
             for layer, products in enumerate(self.products):
                 attn_norm, mlp_norm = self.norms[layer]
                 products["qkv"].set(self._normalise(attn_norm))
@@ -119,12 +122,16 @@ class OneRow:
             self.head.set(self._normalise(self.final_norm))
         return self.logits
 
-    def _embed(self, token: int, at: int) -> None:
+    def _embed(self, token: int, at: int, cache: KVCache) -> None:
         """Begins the stream, and with rotary positions the matrix that turns q and k of a token.
 
         The matrix turns all heads in one product; it has the four parts of `rotate` as diagonals.
         """
         np.copyto(self.x, self.embedding[token])
+        if self.of_ngrams is not None:
+            ids = cache.after_earlier(torch.tensor([[token]]), slice(None))
+            before, rows = self.config.ngram - 1, self.config.ngram_rows
+            self.x += self.of_ngrams[ngram_rows(ids, before, rows)[0, 0].numpy()].sum(0)
         if self.places is not None:
             self.x += self.places[at]
             return

@@ -14,7 +14,7 @@ from gpt.packed import BlockedLinear, HalfLinear, Int8Linear, has_half_kernel
 from gpt.quantize import cost_of, linear_bytes, pack
 
 # What leaves an option off that OneRow does not know, where that is not null or false.
-OFF: dict[str, object] = {"ngram": 1, "ngram_rows": ModelConfig().ngram_rows}
+OFF: dict[str, object] = {}
 
 needs_half_kernel = pytest.mark.skipif(not has_half_kernel(), reason="no FBGEMM on this CPU")
 HALVES = [torch.bfloat16, torch.float16]
@@ -22,6 +22,7 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"position": "rotary"},
     {"position": "rotary", "n_kv_head": 2, "activation": "swiglu", "bias": True},
     {"position": "learned", "norm": "layernorm", "bias": True, "tie_embeddings": True},
+    {"ngram": 4, "ngram_rows": 97},
     {"mup_base_width": 16, "mup_base_depth": 1, "norm": "layernorm", "bias": True},
 ]
 
