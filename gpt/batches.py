@@ -1,9 +1,9 @@
-"""Shards to batches, each a pure function of (seed, global sample index); keeps no state."""
+"""Shards to batches, each a pure function of (seed, global sample index)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,14 @@ from gpt.shards import Split
 if TYPE_CHECKING:
     from torch import Tensor
 
+AHEAD = 1024  # samples whose windows are found at once, since numpy costs the same for a few
+
 
 class Batches:
     """Training batches. An epoch is each window of `context_len` tokens once, in its own order.
 
     The (N - 1) mod `context_len` tokens that are left over shift the windows: each epoch starts at
-    its own offset. Nothing is remembered between calls.
+    its own offset. What is remembered between calls only saves computing it again.
     """
 
     def __init__(
@@ -40,29 +42,34 @@ class Batches:
         self._split, self._context_len, self._batch_size = split, context_len, batch_size
         self._seed, self._shuffle = seed, shuffle
         self.n_windows, self._left_over = divmod(split.n_tokens - 1, context_len)
+        self._known = range(0)  # samples, and below the first tokens of their windows
+        self._places = np.empty(0, np.int64)
 
     def batch(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (B, T) int64: the samples step * batch_size + row."""
-        samples = range(step * self._batch_size, (step + 1) * self._batch_size)
-        samples = samples if rows is None else samples[rows]
-        starts = [start for epoch in self._epochs(samples) for start in epoch]
-        return _to_tensors(self._split, starts, self._context_len)
+        first, end = step * self._batch_size, (step + 1) * self._batch_size
+        if first < self._known.start or end > self._known.stop:
+            epoch_end = -(-end // self.n_windows) * self.n_windows
+            self._known = range(first, max(end, min(epoch_end, first + AHEAD)))
+            self._places = np.concatenate(list(self._epochs(self._known)))
+        starts = self._places[first - self._known.start : end - self._known.start]
+        return _to_tensors(self._split, starts if rows is None else starts[rows], self._context_len)
 
     def epoch(self, step: int) -> float:
         """Passes over the text that are complete before this step."""
         return step * self._batch_size / self.n_windows
 
-    def _epochs(self, samples: range) -> Iterator[list[int]]:
+    def _epochs(self, samples: range) -> Iterator[npt.NDArray[np.int64]]:
         """First tokens of the samples' windows, an epoch at a time."""
-        for epoch in sorted({sample // self.n_windows for sample in samples}):
+        n = self.n_windows
+        for epoch in range(samples.start // n, (samples.stop - 1) // n + 1):
             digest = hashlib.blake2b(f"{self._seed} {epoch}".encode(), digest_size=16).digest()
             key, shift = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
-            here = [s % self.n_windows for s in samples if s // self.n_windows == epoch]
-            windows = np.array(here, dtype=np.uint64)
+            here = max(samples.start - epoch * n, 0), min(samples.stop - epoch * n, n)
+            windows = np.arange(*here, dtype=np.uint64)
             if self._shuffle:
-                windows = permute(windows, self.n_windows, key)
-            offset = shift % (self._left_over + 1)
-            yield [offset + int(window) * self._context_len for window in windows]
+                windows = permute(windows, n, key)
+            yield shift % (self._left_over + 1) + windows.astype(np.int64) * self._context_len
 
 
 def permute(index: npt.NDArray[np.uint64], n: int, key: int) -> npt.NDArray[np.uint64]:
@@ -108,17 +115,17 @@ def eval_batches(
         wanted = min(n_windows, max(1, max_tokens // context_len))
         chosen, left_over = range(wanted), left_over if n_windows == 0 else 0
     step = n_windows / len(chosen) if chosen else 0
-    starts = [int((i + 0.5) * step) * context_len for i in chosen]
+    starts = np.array([int((i + 0.5) * step) * context_len for i in chosen], np.int64)
     for first in range(0, len(starts), batch_size):
         yield _to_tensors(split, starts[first : first + batch_size], context_len)
     if left_over:
-        yield _to_tensors(split, [n_windows * context_len], left_over)
+        yield _to_tensors(split, np.array([n_windows * context_len]), left_over)
 
 
-def _to_tensors(split: Split, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+def _to_tensors(split: Split, starts: npt.NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
     import torch  # here: text becomes shards without it, and it takes seconds
 
-    rows = np.stack([split.read(start, length + 1) for start in starts]).astype(np.int64)
+    rows = split.windows(starts, length + 1).astype(np.int64)
     windows = torch.from_numpy(rows)  # (B, T + 1)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

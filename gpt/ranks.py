@@ -34,8 +34,8 @@ PATTERNS = {
     rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_LETTER_END}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-# The same words, faster: where a pattern looks ahead, tiktoken's regex engine tries alternatives one
-# by one; a group of those that do not goes to a finite automaton as a whole.
+# The same words, faster: where a pattern looks ahead, tiktoken's regex engine tries its parts one
+# by one; a group of those that do not goes to a finite automaton, as a whole.
 FAST_PATTERNS = {
     "gpt2": r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)"
     r"|\s++$|\s+(?!\S)|\s",

@@ -67,6 +67,15 @@ class Split:
             start, shard = stop, shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
 
+    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[Any]:
+        """`length` ids from each of the positions on, (positions, length)."""
+        if len(self.arrays) > 1:
+            return np.stack([self.read(int(start), length) for start in starts])
+        assert starts.min() >= 0
+        assert starts.max() + length <= self.n_tokens
+        ids: npt.NDArray[Any] = self.arrays[0][starts[:, None] + np.arange(length)]
+        return ids
+
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
     """The smallest type on disk that holds every id: 2 bytes up to 65,536 ids, else 4."""
@@ -197,7 +206,8 @@ def _open_shard(
                 f"{path}: holds ids that are not below the vocabulary's {vocab_size}; "
                 "build the data again"
             )
-    return ids
+    plain: npt.NDArray[Any] = ids.view(np.ndarray)  # a part of a memmap costs more than its ids
+    return plain
 
 
 def hash_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Training, from top to bottom: build, go on from a checkpoint, then evaluate, save, step, log."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt.broken import skip_broken, stop_if_broken
@@ -38,12 +39,14 @@ def train(
     rate: RatePolicy = "keep",
     title: str = "",
     data: TokenData | None = None,
+    open_text: Callable[[Config], TokenData] | None = None,
 ) -> None:
     """Trains the run that `config` describes, or goes on with it, until one of its limits.
 
     `rate` says what the config may change of the rate where the run goes on (see `ratepolicy`).
     With a `title` it is one run out of many: the console shows its bar and warnings, no more; and
     with `data`, opened before, all of them learn from the same, whatever happens to the text.
+    `open_text` takes the place of `open_data`.
     Raises UserError for what the user can mend, and Stopped after a signal, once all is saved.
     """
     pick_device(config.train.device)  # before any work: is it there?
@@ -53,7 +56,7 @@ def train(
         say(f"warning: {busy}")
     with locked_run(config, resume, rate) as run:
         with telling_where_it_stands(run), memory_errors(config, run):
-            stop = train_in(run, config, rate, title, data or open_data(config))
+            stop = train_in(run, config, rate, title, data or (open_text or open_data)(config))
         stop.raise_if_requested()
 
 

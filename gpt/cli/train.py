@@ -25,9 +25,13 @@ def _train(argv: Sequence[str]) -> None:
 
             print("\n".join(dry_run(config, arguments.resume, arguments.rate)))
         else:
-            from gpt.train import train
+            from gpt.ahead import DataAhead
 
-            train(config, resume=arguments.resume, rate=arguments.rate)
+            may = arguments.resume != "must" and arguments.rate == "keep"
+            with DataAhead(config, may=may) as ahead:
+                from gpt.train import train
+
+                train(config, resume=arguments.resume, rate=arguments.rate, open_text=ahead.open)
 
 
 def _parser() -> argparse.ArgumentParser:
