@@ -5,7 +5,7 @@ what a run computes. What the numbers mean is `health`'s business.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -143,23 +143,32 @@ class Gauge:
 
     def _adam_rms(self, gradient: Tensor) -> float | None:
         """See `Moves.adam_rms`; v is corrected for its start at zero."""
-        squares, count = [], 0
         groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
+        rows: list[tuple[Tensor, Tensor, int, dict[str, Any]]] = []
+        steps: list[Tensor] = []
         parts = zip(
             self._parameters, self._strides, torch.split(gradient, self._sizes), strict=True
         )
         for parameter, stride, g in parts:
             state = self._optimizer.state.get(parameter, {})
-            if "exp_avg_sq" not in state:
-                continue
-            group = groups[parameter]
-            v = _every(state["exp_avg_sq"], stride) * stride
-            v = v / (1 - group["betas"][1] ** float(state["step"]))
-            # Each element looked at stands for `stride` of them.
-            ratios = g.square() / v.clamp(min=stride * group["eps"] ** 2)
-            squares.append(stride * ratios.sum())
-            count += stride * g.numel()
-        return math.sqrt(float(torch.stack(squares).sum()) / count) if squares else None
+            if "exp_avg_sq" in state:
+                rows.append((g, _every(state["exp_avg_sq"], stride), stride, groups[parameter]))
+                steps.append(state["step"])
+        if not rows:
+            return None
+        gs, vs, strides, options = zip(*rows, strict=True)
+        # Each element looked at stands for `stride` of them.
+        rise = [
+            stride / (1 - group["betas"][1] ** step)
+            for stride, group, step in zip(strides, options, _numbers(steps), strict=True)
+        ]
+        least = [stride * group["eps"] ** 2 for stride, group in zip(strides, options, strict=True)]
+        v = torch._foreach_clamp_min(torch._foreach_mul(vs, rise), least)
+        ratios = torch._foreach_div(torch._foreach_mul(gs, gs), v)
+        sums = _numbers(torch._foreach_norm(ratios, 1))
+        total = sum(stride * each for stride, each in zip(strides, sums, strict=True))
+        count = sum(stride * g.numel() for stride, g in zip(strides, gs, strict=True))
+        return math.sqrt(total / count)
 
     def _sample(self, tensors: list[Any]) -> Tensor:
         """One flat fp32 vector of all samples, scaled so that products estimate those of all."""
@@ -171,7 +180,7 @@ class Gauge:
         return torch.cat(pieces)
 
     def _lengths(self, sample: Tensor) -> Tensor:
-        return torch.stack([part.norm() for part in torch.split(sample, self._sizes)])
+        return torch.stack(torch._foreach_norm(torch.split(sample, self._sizes)))
 
 
 class NoiseMeter:
@@ -220,7 +229,14 @@ def _stride(parameter: Tensor) -> int:
 
 
 def _every(tensor: Tensor, stride: int) -> Tensor:
-    return tensor.reshape(-1)[::stride]
+    flat = tensor.reshape(-1)
+    return flat if stride == 1 else flat[::stride]
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of scalars, fetched from the device in one."""
+    values: list[float] = torch.stack(list(scalars)).double().tolist()
+    return values
 
 
 def _norm(lengths: list[float]) -> float:

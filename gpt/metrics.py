@@ -234,11 +234,13 @@ class Console:
 
         Without a terminal only steps with `log` are printed. `left_s` is the time left in seconds.
         """
+        if self._bar is None and (not log or self._title):
+            return  # most steps of a log: a short step should not wait for a text
         text = progress_text(record, left_s)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(int(record["step"]) - self._bar.n)
-        elif log and not self._title:
+        else:
             self._print(f"step {record['step']}/{self._total_steps}  {text}")
 
     def line(self, text: str) -> None:

@@ -1,9 +1,11 @@
 """What the watch costs: seconds of signals, log and diagnosis for each step, as a share of a step.
 
-    python scripts/bench_watch.py [--config FILE] [--steps N] [--rounds N]
+    python scripts/bench_watch.py [--config FILE] [--data FILE] [--steps N] [--rounds N]
 
 Trains the config's model in turns, with everything and with bare steps, in one process, and prints
 the medians of the rounds. Steps that are logged cost more than others; the mean over all counts.
+Making the batches, which both have, is told beside it. Options of the config may follow, as for
+gpt-train: `--log.every_steps 10`.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from gpt.build import build_training
 from gpt.config import Config
-from gpt.configfile import load_config
+from gpt.configfile import load_config, split_overrides
 from gpt.data import Batches, open_data
 from gpt.device import keep_freed_memory, set_threads
 from gpt.record import Recorder
@@ -31,13 +33,15 @@ def measure(config: Config, run: Path, rounds: int, steps: int) -> None:
     batches = Batches(data.train, *size)
     watched: list[float] = []
     bare: list[float] = []
-    own = 0.0
+    own = making = 0.0
     with Recorder(run, training, 4 * rounds * steps, title=" ") as recorder:
         began = time.perf_counter()
         recorder.begin(data)
         start_s = time.perf_counter() - began
         for number in range(-WARMUP, 2 * rounds * steps):
+            began = time.perf_counter()
             batch = batches.batch(training.progress.step)
+            making += time.perf_counter() - began
             is_watched = number // steps % 2 == 0
             began = time.perf_counter()
             if is_watched:
@@ -67,6 +71,11 @@ def measure(config: Config, run: Path, rounds: int, steps: int) -> None:
         f"everything, round against round: {statistics.median(shares):+.2f} % in the median of "
         f"{len(shares)}, from {min(shares):+.1f} to {max(shares):+.1f} %"
     )
+    made = making / (WARMUP + len(watched) + len(bare))
+    print(
+        f"making a batch {1e3 * made:.3f} ms, {100 * made / statistics.median(bare):.2f} % of a "
+        "bare step"
+    )
     print(f"once, before the first step: {1e3 * start_s:.0f} ms")
 
 
@@ -75,11 +84,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("--data", type=Path, help="take this text instead of the config's")
+    arguments, rest = parser.parse_known_args()
+    _, overrides = split_overrides(rest)
+    if arguments.data:
+        overrides = [*overrides, ("data.source", str(arguments.data))]
     set_threads()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(arguments.config, [("run.dir", folder)])
+        config = load_config(arguments.config, [*overrides, ("run.dir", folder)])
         measure(config, Path(folder), arguments.rounds, arguments.steps)
 
 

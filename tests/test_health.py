@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpt.config import Config
 from gpt.health.diagnose import EXPLAINS, diagnose, verdict
+from gpt.health.events import _medians_before
 from gpt.health.finding import IDS, Finding
 from gpt.health.view import View, centred_mean, theil_sen
 from gpt.history import Column, History, Table, history_of
@@ -384,3 +385,9 @@ def test_a_step_that_comes_twice_has_no_slope_of_its_own() -> None:
     twice = np.repeat(np.arange(50.0), 2)
     assert theil_sen(twice, 3 - 0.1 * twice) == pytest.approx((-0.1, -0.1, -0.1))
     assert theil_sen(np.ones(9), np.arange(9.0)) == (0, -math.inf, math.inf)
+
+
+def test_medians_of_what_came_before_are_numpys():
+    values = np.random.default_rng(0).normal(size=90).round(1)
+    expected = [np.median(values[: max(1, count)]) for count in range(90)]
+    assert _medians_before(values).tolist() == expected

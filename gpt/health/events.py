@@ -1,5 +1,6 @@
 """Rules about what happened at a step: broken numbers, spikes, the machine."""
 
+from bisect import insort
 from collections.abc import Iterator
 
 import numpy as np
@@ -162,7 +163,7 @@ def throughput(view: View) -> Iterator[Finding]:
         cut = len(values) // width * width
         values = np.median(values[:cut].reshape(-1, width), axis=1)
         steps = steps[:cut:width]
-    usual = np.array([np.median(values[: max(1, i)]) for i in range(len(values))])
+    usual = _medians_before(values)
     slow = values < SLOW_SHARE * usual
     slow[: 2 * SLOW_LINES] = False
     run, found = 0, None
@@ -190,6 +191,17 @@ def throughput(view: View) -> Iterator[Finding]:
         next="top (or nvidia-smi), to see what else runs on the machine",
         numbers={"before": before, "now": now, **numbers},
     )
+
+
+def _medians_before(values: Column) -> Column:
+    """The median of all values before each; the first has none, and is its own."""
+    known: list[float] = []
+    medians: list[float] = []
+    for value in values.tolist():
+        count = len(known)
+        medians.append((known[(count - 1) // 2] + known[count // 2]) / 2 if count else value)
+        insort(known, value)
+    return np.array(medians)
 
 
 def _machine(view: View, step: int, over: int | None) -> tuple[str, dict[str, float]]:
