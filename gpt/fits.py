@@ -23,7 +23,8 @@ from gpt.room import Room, room
 from gpt.rundir import newest_checkpoint
 
 # Shares of what is free. Up to the first, no closer look is needed; over the second, a warning, and
-# advice stays below it: a process was measured to hold 1.45 times what its tensors take.
+# advice stays below it: beside its tensors a process holds about half a gigabyte (`lr.memory`),
+# half of which it does not have yet when it asks.
 SURE, NEAR = 0.5, 0.66
 _FLOAT = 4
 # Python's and NumPy's own objects for one sequence while a batch is put together; measured.
@@ -67,9 +68,8 @@ def bounds(config: Config, vocab_size: int) -> Bounds:
     least = tokens * inside + least_copies * logits * _FLOAT
     inside = model.n_layer * (20 * model.n_embd + 4 * model.hidden) + 10 * model.n_embd
     most = (tokens * inside + most_copies * logits) * _FLOAT
-    # What an update adds (`lr.memory.update_bytes`): samples of each tensor, copies of the largest.
-    sampled = min(n_parameters, (9 * model.n_layer + 4) * SAMPLE)
-    update = 4 * sampled + 2 * model.n_embd * max(vocab_size, model.hidden, model.context_len)
+    # What an update adds (`lr.memory.update_bytes`): samples of each tensor.
+    update = 7 * min(n_parameters, (9 * model.n_layer + 4) * SAMPLE)
     if config.optimizer.name == "muon":
         update = 7 * n_parameters
     resting = _FLOAT * (n_parameters * (2 + of_state) + update) + batch
@@ -184,7 +184,7 @@ def fitting(
 def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
     """The largest micro-batch whose step is estimated to fit; 0 if none.
 
-    Each sequence adds the same, so that two rehearsals tell of all sizes between.
+    Each sequence adds the same, so that two rehearsals tell of all sizes between, nearly.
     """
     micro = config.train.micro_batch_size or config.train.batch_size
     one, now = (bounds(_with(config, micro_batch_size=n), vocab_size).low for n in (1, micro))
@@ -199,7 +199,12 @@ def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.d
         return 0
     if many > limit:
         most = 1 + int((limit - few) * (most - 1) / (many - few))
-    return 2 ** (most.bit_length() - 1) if most > 4 else most
+    if most <= 4:
+        return most
+    # The smallest may need more for its update than for its pass, so that the line begins too high.
+    size = 2 ** (most.bit_length() - 1)
+    next_fits = rehearsed(_with(config, micro_batch_size=2 * size), vocab_size, dtype) <= limit
+    return 2 * size if 2 * size < micro and next_fits else size
 
 
 def advice(config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None) -> str:

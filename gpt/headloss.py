@@ -5,6 +5,7 @@ gradient of its logits, and from there the gradients of head and features: nothi
 as tokens x vocabulary outlives its slice, and nothing is computed twice.
 """
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -106,7 +107,9 @@ def _to_gradient(logits: Tensor, targets: Tensor, gradient: float | None) -> Ten
     """
     loss = torch.zeros((), device=logits.device)
     rows = _power_of_two(_BLOCK_BYTES, logits.size(1))
-    for block, ids in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+    blocks = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    # Tensors without numbers are asked for their sizes, and every block takes the same.
+    for block, ids in blocks if type(logits) is Tensor else islice(blocks, 1):
         places = ids.unsqueeze(1)  # (n, 1)
         values = block.float()  # (n, V); fp32: the block itself
         wanted = values.gather(1, places)

@@ -1,5 +1,9 @@
 """The memory estimate against what torch's allocator reports of a real step."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -9,7 +13,7 @@ from gpt.config import Config, TokenizerConfig
 from gpt.configfile import load_config
 from gpt.device import DTYPES, grad_scaler
 from gpt.gauges import Gauge
-from gpt.lr.memory import LiveBytes, estimate_memory, optimizer_bytes
+from gpt.lr.memory import PROCESS_BYTES, LiveBytes, estimate_memory, optimizer_bytes
 from gpt.model import GPT
 from gpt.optim import build_optimizer
 from gpt.plan import Plan
@@ -17,6 +21,7 @@ from gpt.schedule import build_scheduler
 from gpt.step import train_step
 from gpt.tokenizer import build_tokenizer
 
+ROOT = Path(__file__).parents[1]
 VOCAB = 300
 CPU = torch.device("cpu")
 GPT2 = {
@@ -43,8 +48,7 @@ def config_with(changes: dict[str, str]) -> Config:
     return load_config(None, list((base | changes).items()))
 
 
-def real_peak(config: Config) -> int:
-    """Bytes at the highest moment of a second step, from the allocator's own events."""
+def training_of(config: Config) -> tuple[Training, Gauge]:
     torch.manual_seed(1)
     model = GPT(config.model, VOCAB)
     model.recompute = config.train.activation_checkpointing
@@ -60,9 +64,14 @@ def real_peak(config: Config) -> int:
         dtype=dtype,
         data_fingerprint="",
     )
-    shape = (config.train.batch_size, config.model.context_len)
+    return training, Gauge(model, optimizer)
 
-    gauge = Gauge(model, optimizer)
+
+def real_peak(config: Config) -> int:
+    """Bytes at the highest moment of a second step, from the allocator's own events."""
+    training, gauge = training_of(config)
+    model, optimizer = training.model, training.optimizer
+    shape = (config.train.batch_size, config.model.context_len)
 
     def step() -> None:
         rows = torch.randint(VOCAB, shape)
@@ -186,3 +195,33 @@ def test_live_bytes_follows_births_and_ends():
         del second
         kept.add_(1)
     assert (live.live, live.peak) == (0, 8000)
+
+
+TRAINS = """
+import json, sys, torch
+from pathlib import Path
+from gpt.device import keep_freed_memory, peak_memory_bytes
+from tests.test_lr_memory import SIZED, VOCAB, train_steps
+keep_freed_memory()
+train_steps(SIZED, 3)
+print(peak_memory_bytes(torch.device("cpu")))
+"""
+SIZED = {"model.n_embd": "256", "model.context_len": "128", "train.batch_size": "32"}
+
+
+def train_steps(changes: dict[str, str], steps: int) -> None:
+    config = config_with(changes)
+    training, gauge = training_of(config)
+    for _ in range(steps):
+        rows = torch.randint(VOCAB, (config.train.batch_size, config.model.context_len))
+        train_step(training, rows, rows.clone(), gauge=gauge)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured with glibc")
+def test_the_process_is_as_large_as_said():
+    found = subprocess.run(
+        [sys.executable, "-c", TRAINS], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    estimate = estimate_memory(config_with(SIZED), VOCAB, torch.float32)
+    assert estimate.process - estimate.total == PROCESS_BYTES
+    assert int(found.stdout) == pytest.approx(estimate.process, rel=0.25)

@@ -146,7 +146,8 @@ def _costs(plan: "RunPlan") -> Iterator[str]:
     yield (
         f"memory   {_bytes(memory.total)} at most: weights {_bytes(memory.weights)}, gradients "
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations "
-        f"{_bytes(memory.activations)}, update {_bytes(memory.update)}; not all at once"
+        f"{_bytes(memory.activations)}, update {_bytes(memory.update)}; not all at once. On a CPU "
+        f"the whole process holds about {_bytes(memory.process)}"
     )
     yield from plan.choices
     for point in plan.open_points:

@@ -24,6 +24,10 @@ from gpt.optim import parameter_groups
 from gpt.step import loss_sum
 
 REHEARSED_LAYERS = 3
+# What a training process on a CPU holds beside its tensors, whatever their size: Python and torch
+# 0.25 GB, the matrix products' own buffers 0.04 GB, the rest holes between blocks in the heap.
+# Measured with glibc and two threads at 0.5, 0.8 and 2.4 GB of tensors: within 3 % of the peak.
+PROCESS_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Memory:
         """The most bytes held at any moment of a step."""
         resting = self.weights + self.optimizer
         return resting + max(self.activations, self.gradients + self.update)
+
+    @property
+    def process(self) -> int:
+        """The most that a process on a CPU holds, as the system counts it: tensors and all else."""
+        return self.total + PROCESS_BYTES
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -178,19 +187,19 @@ def update_bytes(model: nn.Module, config: Config) -> int:
     moved. Muon on a CPU holds the hidden matrices' updates at once, and some copies of those of one
     shape.
     """
-    sizes = [4 * sample_size(parameter) for parameter in model.parameters()]
-    sample, largest = sum(sizes), max(sizes)
-    if config.optimizer.name in ("sgd", "adafactor"):
-        return 4 * sample
-    measured = 4 * sample + 2 * largest  # of g^2 / v, a parameter at a time
-    if config.optimizer.name != "muon":
-        return measured
-    by_shape: dict[torch.Size, int] = {}
+    name = config.optimizer.name
+    sample = sum(4 * sample_size(parameter) for parameter in model.parameters())
+    adams, by_shape = 0, dict[torch.Size, int]()
     for group in parameter_groups(model, config.optimizer):
-        if group["name"] == "matrices":
-            for weight in group["params"]:
+        for weight in group["params"]:
+            if name == "muon" and group["name"] == "matrices":
                 by_shape[weight.shape] = by_shape.get(weight.shape, 0) + size_of(weight)
-    hidden = sum(by_shape.values()) + 5 * max(by_shape.values(), default=0)
+            elif name in ("adam", "adamw", "muon"):
+                adams += 4 * sample_size(weight)
+    measured = 4 * sample + 3 * adams  # those of g^2 / v
+    if not by_shape:
+        return measured
+    hidden = sum(by_shape.values()) + 5 * max(by_shape.values())
     return max(measured, 2 * sample + hidden)
 
 

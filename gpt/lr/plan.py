@@ -97,7 +97,7 @@ class RunPlan:
             "tokens": total * self.config.tokens_per_step,
             "epochs": self.epochs,
             "memory_bytes": self.memory.total,
-            "memory": asdict(self.memory),
+            "memory": asdict(self.memory) | {"process": self.memory.process},
             "flops_per_step": self.flops_per_step,
             "flops": self.flops_per_step * total,
             "seconds_per_step": self.seconds_per_step,
