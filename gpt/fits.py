@@ -202,7 +202,7 @@ def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.d
     if most <= 4:
         return most
     # The smallest may need more for its update than for its pass, so that the line begins too high.
-    size = 2 ** (most.bit_length() - 1)
+    size = 1 << (most.bit_length() - 1)
     next_fits = rehearsed(_with(config, micro_batch_size=2 * size), vocab_size, dtype) <= limit
     return 2 * size if 2 * size < micro and next_fits else size
 

@@ -92,6 +92,7 @@ def test_json_follows_the_contract(plan_command, make_config):
     assert plan["tokens_per_step"] == 6 * 16
     assert plan["epochs"] == pytest.approx(12 * 96 / data.train.n_tokens)
     assert plan["flops_per_step"] == 96 * flops_per_token(config.model, 257)
+    assert plan["process_bytes"] > plan["memory_bytes"]
     assert plan["memory_bytes"] == max(
         plan["memory"]["weights"] + plan["memory"]["optimizer"] + plan["memory"]["activations"],
         sum(plan["memory"].values()) - plan["memory"]["activations"],
