@@ -248,6 +248,11 @@ class ModelConfig(Section):
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
+    def ngram_parameters(self) -> int:
+        """Parameters in the table of n-grams, of which a token reads a few rows."""
+        return self.ngram_rows * self.n_embd if self.ngram > 1 else 0
+
+    @property
     def hidden(self) -> int:
         """Features inside the MLP."""
         if self.n_hidden is not None:

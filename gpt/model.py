@@ -351,7 +351,7 @@ def parameter_inventory(config: ModelConfig, vocab_size: int) -> list[ParameterR
     ups = 2 if config.activation == "swiglu" else 1
     rows = [ParameterRow("token embedding", "V·d", vocab_size * d)]
     if config.ngram > 1:
-        rows.append(ParameterRow("n-gram embedding", "rows·d", config.ngram_rows * d))
+        rows.append(ParameterRow("n-gram embedding", "rows·d", config.ngram_parameters))
     if config.position == "learned":
         rows.append(ParameterRow("position embedding", "context·d", config.context_len * d))
     if kv == d:

@@ -350,6 +350,7 @@ def test_published_recipes_are_quiet(recipe):
 TEXTS = {
     "smoke": (14_000, 14_000),
     "shakespeare-nanogpt-cpu": (1_003_854, 1_003_854),
+    "speed-shakespeare-cpu": (1_003_854, 1_003_854),
     "shakespeare-nanogpt-gpu": (1_003_854, 1_003_854),
     "quickstart": (3_300_000, 5_500),
     "chapter-gpt2": (1_000_000_000, 90_000),

@@ -67,7 +67,7 @@ def lr_far_from_size(config: Config, plan: Plan, facts: Facts) -> Iterator[Findi
             if lr < usual.low
             else f"{lr / usual.high:.3g} times above"
         )
-        size = _size(facts.parameters)
+        size = _size(_rated(config, facts))
         yield Finding(
             "lr_far_from_size",
             f"{key.partition('.')[2]} {lr:g} is {off} the range {_span(usual)} in which {name} is "
@@ -121,7 +121,7 @@ def lr_for_other_batch(config: Config, plan: Plan, facts: Facts) -> Iterator[Fin
         return
     if recipe is None or optimizer.name not in ("adam", "adamw"):
         return
-    if not 1 / SAME_SIZE <= facts.parameters / recipe.parameters <= SAME_SIZE:
+    if not 1 / SAME_SIZE <= _rated(config, facts) / recipe.parameters <= SAME_SIZE:
         return  # keys beside the preset made another model of it
     ratio = config.tokens_per_step / recipe.batch_tokens
     from_there = abs(optimizer.lr / recipe.lr - 1) <= SAME_RATE
@@ -218,7 +218,12 @@ def _usual(config: Config, facts: Facts, optimizer: str) -> RateRange:
     """The usual rates at this size; with muP at the width that the rate was chosen for."""
     base = config.model.mup_base_width
     ratio = 1.0 if base is None else base / config.model.n_embd
-    return usual_rates(optimizer, facts.parameters * ratio**2)
+    return usual_rates(optimizer, _rated(config, facts) * ratio**2)
+
+
+def _rated(config: Config, facts: Facts) -> int:
+    """Parameters as rates by size count them: no published model has a table of n-grams."""
+    return facts.parameters - config.model.ngram_parameters
 
 
 def _middle(usual: RateRange) -> float:

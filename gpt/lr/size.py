@@ -51,7 +51,7 @@ def measure_run(config: Config) -> tuple[RunSize, list[str]]:
     count = {row.name: row.count for row in rows}
     matrices = count["attention Wq Wk Wv Wo"] + count["FFN"]
     size = RunSize(
-        parameters=sum(count.values()),
+        parameters=sum(count.values()) - model.ngram_parameters,  # no published rule knows such
         matrices=matrices,
         with_head=matrices + model.n_embd * vocab_size,
         flops_per_token=6 * matrices + 12 * model.n_layer * model.n_embd * model.context_len,
