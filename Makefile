@@ -42,11 +42,14 @@ format: $(VENV)/.installed-dev ## apply ruff's format and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev ## time the watch, checkpoints, generation; with NANOGPT=DIR TEXT=FILE training too, beside peers
+bench: $(VENV)/.installed-dev ## time start, watch, checkpoints, text, training, generation; NANOGPT=DIR TEXT=FILE: beside peers
+	$(BIN)/python scripts/bench_start.py
 	$(BIN)/python scripts/bench_watch.py
 	$(BIN)/python -m scripts.bench_checkpoint
+	$(BIN)/python -m scripts.bench_tokenize
 	$(BIN)/python scripts/bench_generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
-	$(if $(NANOGPT),$(if $(TEXT),$(BIN)/python scripts/bench_train.py --nanogpt $(NANOGPT) --text $(TEXT)))
+	$(BIN)/python scripts/bench_train.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
+	$(if $(TEXT),$(BIN)/python scripts/bench_loss.py --text $(TEXT) $(if $(NANOGPT),--nanogpt $(NANOGPT)))
 
 torture: $(VENV)/.installed-dev ## kill, damage and poison runs, and record it; TEST=2 COUNT=50: a part, CASE=7: one again
 	$(BIN)/python -m scripts.torture $(if $(TEST),--test $(TEST)) $(if $(COUNT),--count $(COUNT)) $(if $(CASE),--case $(CASE))
