@@ -184,13 +184,12 @@ def _open_shard(
             raise UserError(f"{path}: damaged: a link, or mostly holes; build the data again")
         if size != meta.size:
             raise UserError(f"{path}: damaged: {size} bytes instead of {meta.size}")
-        if hash_file(path) != meta.sha256:
+        dtype = dtype_for(vocab_size)
+        header, sha256, largest = _read_through(path, dtype)
+        if sha256 != meta.sha256:
             raise UserError(f"{path}: damaged: its SHA-256 is not that of meta.json")
-        with open_plain(path) as file:
-            header = file.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    dtype = dtype_for(vocab_size)
     expected = _HEADER.pack(
         MAGIC, VERSION, dtype.itemsize, meta.n_tokens, *map(bytes.fromhex, fingerprints)
     )
@@ -200,14 +199,29 @@ def _open_shard(
         ids = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(meta.n_tokens,))
     except (OSError, ValueError) as error:  # an empty one cannot be mapped
         raise UserError(f"{path}: cannot be mapped: {error}; build the data again") from None
-    for start in range(0, len(ids), HASH_BYTES):
-        if int(ids[start : start + HASH_BYTES].max()) >= vocab_size:
-            raise UserError(
-                f"{path}: holds ids that are not below the vocabulary's {vocab_size}; "
-                "build the data again"
-            )
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path}: holds ids that are not below the vocabulary's {vocab_size}; "
+            "build the data again"
+        )
     plain: npt.NDArray[Any] = ids.view(np.ndarray)  # a part of a memmap costs more than its ids
     return plain
+
+
+def _read_through(path: Path, dtype: np.dtype[Any]) -> tuple[bytes, str, int]:
+    """A shard's header, its SHA-256 and its largest id; not by its map, which would stay in memory.
+
+    -1 where it holds no ids.
+    """
+    digest, largest = hashlib.sha256(), -1
+    with open_plain(path) as file:
+        header = file.read(HEADER_BYTES)
+        digest.update(header)
+        while chunk := file.read(HASH_BYTES):
+            digest.update(chunk)
+            ids = np.frombuffer(chunk, dtype=dtype, count=len(chunk) // dtype.itemsize)
+            largest = max(largest, int(ids.max(initial=0)))
+    return header, digest.hexdigest(), largest
 
 
 def hash_file(path: Path) -> str:
