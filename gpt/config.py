@@ -189,6 +189,14 @@ class ModelConfig(Section):
         le=100_000_000,
         description="ngram: rows of the table that all n-grams are hashed into",
     )
+    ngram_dropout: Float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="ngram: chance in training that a token's pair is not looked up, nor anything "
+        "longer; that its triple is not, and so on. Against learning a text by heart when it is "
+        "read more than once",
+    )
     qk_norm: bool = Field(True, description="normalise q and k in each head (no parameters)")
     init: Literal["gpt2", "zero_proj"] = Field(
         "zero_proj",
@@ -586,6 +594,12 @@ def _model_contradictions(model: ModelConfig) -> Iterator[Contradiction]:
             ("model.n_head", "model.n_kv_head"),
             f"n_head {model.n_head} is not divisible by n_kv_head {model.n_kv_head}; "
             f"take a divisor of {model.n_head}, or null",
+        )
+    if model.ngram_dropout > 0 and model.ngram == 1:
+        yield Contradiction(
+            ("model.ngram_dropout", "model.ngram"),
+            f"ngram_dropout {model.ngram_dropout:g} has no n-grams to drop while ngram is 1; "
+            "set ngram to 2 or more, or leave ngram_dropout out",
         )
     if model.mup_base_depth is not None and model.mup_base_width is None:
         yield Contradiction(

@@ -216,8 +216,16 @@ class GPT(nn.Module):
         if self.config.ngram > 1:
             before = self.config.ngram - 1
             ids = F.pad(ids, (before, 0), value=-1) if cache is None else cache.after_earlier(ids)
-            x = x + self.ngram_emb(ngram_rows(ids, before, self.config.ngram_rows)).sum(-2)
+            found = self.ngram_emb(ngram_rows(ids, before, self.config.ngram_rows))
+            if self.training and self.config.ngram_dropout > 0:
+                found = found * self._kept(found).unsqueeze(-1)
+            x = x + found.sum(-2)
         return x
+
+    def _kept(self, found: Tensor) -> Tensor:
+        """Ones and zeros (B, T, lengths): where a length is dropped, all longer ones are."""
+        drawn = torch.rand(found.shape[:-1], device=found.device)
+        return (drawn >= self.config.ngram_dropout).type_as(found).cumprod(-1)
 
     def transform(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """From token embeddings (B, T, C), without positions, to what the head reads."""

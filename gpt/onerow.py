@@ -32,6 +32,7 @@ UNROLLED = {
     "qk_norm",
     "ngram",
     "ngram_rows",
+    "ngram_dropout",
     "init",
     "init_std",
     "mup_base_width",

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from gpt.config import ModelConfig, OptimizerConfig
+from gpt.configfile import load_config
+from gpt.errors import UserError
 from gpt.model import GPT, count_parameters, ngram_rows, parameter_inventory
 from gpt.optim import parameter_groups
 
@@ -87,6 +89,24 @@ def test_they_are_counted_and_updated_as_embeddings() -> None:
     assert [g["name"] for g in groups if any(p is table for p in g["params"])] == ["embeddings"]
 
 
+def test_dropout_takes_a_length_and_all_longer_ones() -> None:
+    model = build(4, ngram_dropout=0.4, context_len=512)
+    ones = torch.ones(8, 512, 3, 16)
+    kept = model._kept(ones)
+    assert kept.shape == (8, 512, 3)
+    assert set(kept.unique().tolist()) == {0, 1}
+    assert (kept[..., 1:] <= kept[..., :-1]).all()
+    shares = kept.mean((0, 1)).tolist()
+    assert shares == pytest.approx([0.6, 0.36, 0.216], abs=0.04)
+
+
+def test_dropout_is_for_training_only() -> None:
+    ids = torch.arange(T)[None]
+    plain, dropped = build(4), build(4, ngram_dropout=0.9)
+    assert torch.equal(plain.eval()(ids), dropped.eval()(ids))
+    assert not torch.equal(plain.train()(ids), dropped.train()(ids))
+
+
 def test_a_table_learns_what_pairs_tell() -> None:
     """With no attention and no MLP the next token of a chain of order two is still learned."""
     draw = torch.Generator().manual_seed(3)
@@ -106,3 +126,8 @@ def test_a_table_learns_what_pairs_tell() -> None:
             optimizer.step()
         losses[ngram] = float(loss.detach())
     assert losses[2] < 0.3 * losses[1]
+
+
+def test_dropout_without_ngrams_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ngram_dropout 0\.5 has no n-grams .* set ngram to 2"):
+        load_config(None, [("model.ngram_dropout", "0.5")])
