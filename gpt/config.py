@@ -424,7 +424,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = Field(
         False,
         description="compute what is inside each block a second time on the way back instead of "
-        "keeping it: a step takes about a quarter longer and much less memory, same numbers",
+        "keeping it: the same numbers in a longer step that holds less memory",
     )
 
     @model_validator(mode="before")

@@ -25,7 +25,7 @@ from gpt.step import loss_sum
 
 REHEARSED_LAYERS = 3
 # What a training process on a CPU holds beside its tensors, whatever their size: Python and torch
-# 0.25 GB, the matrix products' own buffers 0.04 GB, the rest holes between blocks in the heap.
+# 0.25 GB, the matrix products' own buffers 0.04 GB, the rest probably holes in the heap.
 # Measured with glibc and two threads at 0.5, 0.8 and 2.4 GB of tensors: within 3 % of the peak.
 PROCESS_BYTES = 500_000_000
 
