@@ -1,6 +1,8 @@
 """Choices of device, dtype and compile, with their reasons; seeds, threads, measurements."""
 
 import os
+import subprocess
+import sys
 import types
 import warnings
 from contextlib import nullcontext
@@ -312,3 +314,18 @@ def test_on_a_gpu():
         assert (x @ x).dtype in (torch.bfloat16, torch.float16)
     synchronize(device)
     assert peak_memory_bytes(device) >= x.numel() * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a process begins with another's peak")
+def test_peak_memory_is_the_process_own():
+    """Its starter holds 1.2 GB: `ru_maxrss` of the started one would begin there."""
+    code = (
+        "import subprocess, sys\n"
+        "held = bytearray(1_200_000_000)\n"
+        "held[::4096] = b'1' * len(held[::4096])\n"
+        "code = 'import torch; from gpt.device import peak_memory_bytes as p;'\n"
+        "code += 'print(p(torch.device(chr(99) + chr(112) + chr(117))))'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 700_000_000
