@@ -211,8 +211,10 @@ class GPT(nn.Module):
         adds to those rows that were read, instead of bringing a second table that is mostly zeros.
         """
         in_place = self.config.tie_embeddings and ids.device.type == "cpu"
-        sparse = in_place and not torch.compiler.is_compiling()
-        x = F.embedding(ids, self.tok_emb.weight, sparse=sparse)
+        if in_place and not torch.compiler.is_compiling():
+            x = F.embedding(ids, self.tok_emb.weight, sparse=True)
+        else:
+            x = self.tok_emb(ids)
         if self.config.ngram > 1:
             before = self.config.ngram - 1
             ids = F.pad(ids, (before, 0), value=-1) if cache is None else cache.after_earlier(ids)
