@@ -114,19 +114,28 @@ def assemble(config: Config, data: TokenData, device: torch.device, dtype: torch
 
     Every rate stays at its peak until the caller puts a scheduler of its own in.
     """
-    model = GPT(config.model, data.tokenizer.vocab_size).to(device)
+    training = assemble_without_text(config, data.tokenizer.vocab_size, device, dtype)
+    training.tokenizer = data.tokenizer
+    training.data_fingerprint, training.data_parts = data.fingerprint, data.parts
+    return training
+
+
+def assemble_without_text(
+    config: Config, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> Training:
+    """The same to be timed on random ids: its tokenizer is a stand-in, and it cannot be saved."""
+    model = GPT(config.model, vocab_size).to(device)
     model.recompute = config.train.activation_checkpointing
     optimizer = build_optimizer(model, config.optimizer, device=device)
     return Training(
         config=config,
-        tokenizer=data.tokenizer,
+        tokenizer=build_tokenizer(TokenizerConfig(kind="bytes"), tuple),
         model=model,
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, _peak),
         scaler=grad_scaler(device, dtype),
         dtype=dtype,
-        data_fingerprint=data.fingerprint,
-        data_parts=data.parts,
+        data_fingerprint="",
     )
 
 

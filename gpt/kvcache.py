@@ -74,7 +74,16 @@ class _Fill:
         return self.cache.after_earlier(ids, slice(self.row, self.row + 1))
 
 
-class _NextToken:
+class _EachRow:
+    """Appends to every row."""
+
+    cache: KVCache
+
+    def after_earlier(self, ids: Tensor) -> Tensor:
+        return self.cache.after_earlier(ids, slice(None))
+
+
+class _NextToken(_EachRow):
     """Appends one token to rows of one length: nothing to mask, nothing to look up."""
 
     mask = None
@@ -89,11 +98,8 @@ class _NextToken:
         values[:, :, at : at + 1] = v
         return keys[:, :, : at + 1], values[:, :, : at + 1]
 
-    def after_earlier(self, ids: Tensor) -> Tensor:
-        return self.cache.after_earlier(ids, slice(None))
 
-
-class _NextTokenRagged:
+class _NextTokenRagged(_EachRow):
     """Appends one token to rows of different lengths."""
 
     def __init__(self, cache: KVCache) -> None:
@@ -110,6 +116,3 @@ class _NextTokenRagged:
         keys[self.rows, :, self.at] = k[:, :, 0]
         values[self.rows, :, self.at] = v[:, :, 0]
         return keys[:, :, : self.used], values[:, :, : self.used]
-
-    def after_earlier(self, ids: Tensor) -> Tensor:
-        return self.cache.after_earlier(ids, slice(None))

@@ -57,26 +57,14 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
     """gpt-train's own step, with the gauge that it keeps; `mode` is auto, on or off (compile)."""
     import torch
 
-    from gpt.checkpoint import Training
-    from gpt.config import TokenizerConfig
+    from gpt.build import assemble_without_text, choose
     from gpt.configfile import load_config
-    from gpt.device import (
-        compile_model,
-        grad_scaler,
-        keep_freed_memory,
-        pick_compile,
-        pick_dtype,
-        set_threads,
-    )
+    from gpt.device import compile_model, keep_freed_memory, set_threads
     from gpt.gauges import Gauge
-    from gpt.model import GPT, flops_per_token
-    from gpt.optim import build_optimizer
     from gpt.plan import Plan
     from gpt.schedule import build_scheduler
     from gpt.step import train_step
-    from gpt.tokenizer import build_tokenizer
 
-    cpu = torch.device("cpu")
     set_threads()
     keep_freed_memory()
     values: dict[str, object] = {
@@ -88,34 +76,26 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
         "model.n_embd": work.width,
         "model.context_len": work.context,
         "train.batch_size": work.batch,
+        "train.device": "cpu",
+        "train.compile": options.mode,
         "optimizer.lr": 6e-4,
     }
     config = load_config(None, [(key, str(value)) for key, value in values.items()])
-    flops = flops_per_token(config.model, work.vocab) * work.tokens * options.run_steps
-    dtype, _ = pick_dtype("auto", cpu, 12 * work.layers * work.width**2)
-    compiles, _ = pick_compile(options.mode, cpu, flops)
-    model = GPT(config.model, work.vocab)
-    optimizer = build_optimizer(model, config.optimizer, device=cpu)
-    training = Training(
-        config=config,
-        tokenizer=build_tokenizer(TokenizerConfig(kind="bytes"), tuple),
-        model=model,
-        optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, Plan.from_config(config, options.run_steps)),
-        scaler=grad_scaler(cpu, dtype),
-        dtype=dtype,
-        data_fingerprint="",
-    )
-    if compiles:
-        compile_model(model)
-    gauge = Gauge(model, optimizer)
+    choices = choose(config, work.vocab, options.run_steps)
+    training = assemble_without_text(config, work.vocab, choices.device, choices.dtype)
+    plan = Plan.from_config(config, options.run_steps)
+    training.scheduler = build_scheduler(training.optimizer, plan)
+    if choices.compile:
+        compile_model(training.model)
+    gauge = Gauge(training.model, training.optimizer)
     ids = torch.randint(work.vocab, (2, work.batch, work.context))
 
     def step() -> None:
         gauge.watch(full=False, first=False)
         train_step(training, ids[0], ids[1], gauge=gauge)
 
-    return step, f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiles else 'eager'}"
+    how = "compiled" if choices.compile else "eager"
+    return step, f"{str(choices.dtype).removeprefix('torch.')}, {how}"
 
 
 def peer_step(model: Any, loss_of: Step, optimizer: Any) -> Step:
@@ -271,10 +251,13 @@ def compare(name: str, options: argparse.Namespace) -> None:
         )
 
 
-def flops_of_a_token(work: Work) -> float:
-    """6 N + 12 layers x width x context, as `gpt.model.flops_per_token` counts."""
-    weights = 12 * work.layers * work.width**2 + work.width * work.vocab
-    return 6 * weights + 12 * work.layers * work.width * work.context
+def flops_of_a_token(work: Work) -> int:
+    """What training on a token takes, of everyone's GPT-2."""
+    from gpt.config import ModelConfig
+    from gpt.model import flops_per_token
+
+    shape = {"n_layer": work.layers, "n_head": work.heads, "n_embd": work.width}
+    return flops_per_token(ModelConfig(context_len=work.context, **shape), work.vocab)
 
 
 def main() -> None:

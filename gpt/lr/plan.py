@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from gpt.build import CHARS_GUESS, choose, expected_vocab_size
-from gpt.checkpoint import Training
-from gpt.config import Config, TokenizerConfig, schedule_problems
+from gpt.build import CHARS_GUESS, assemble_without_text, choose, expected_vocab_size
+from gpt.config import Config, schedule_problems
 from gpt.corpus import source_files
 from gpt.course import Course, RateJump
 from gpt.data import TokenData, cached_data
 from gpt.device import (
     DTYPES,
     compile_model,
-    grad_scaler,
     on_meta,
     seed_everything,
     set_threads,
@@ -33,12 +31,10 @@ from gpt.lr.lint import lint, unchecked
 from gpt.lr.memory import Memory, estimate_memory
 from gpt.lr.plan_start import planned_course, planned_start
 from gpt.model import GPT, ParameterRow, count_parameters, flops_per_token, parameter_inventory
-from gpt.optim import build_optimizer
 from gpt.plan import Plan
 from gpt.ratepolicy import RateChange, RatePolicy
 from gpt.schedule import build_scheduler
 from gpt.step import train_step
-from gpt.tokenizer import build_tokenizer
 
 WARM_UP_STEPS = 2
 
@@ -271,21 +267,10 @@ def _measure(
     choices = choose(config, vocab_size, schedule.total_steps)
     device = choices.device
     seed_everything(config.run.seed)
-    model = GPT(config.model, vocab_size).to(device)
-    model.recompute = config.train.activation_checkpointing
+    training = assemble_without_text(config, vocab_size, device, choices.dtype)
+    training.scheduler = build_scheduler(training.optimizer, schedule)
     if choices.compile:
-        compile_model(model)
-    optimizer = build_optimizer(model, config.optimizer, device=device)
-    training = Training(
-        config=config,
-        tokenizer=build_tokenizer(TokenizerConfig(kind="bytes"), tuple),
-        model=model,
-        optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, schedule),
-        scaler=grad_scaler(device, choices.dtype),
-        dtype=choices.dtype,
-        data_fingerprint="",
-    )
+        compile_model(training.model)
     shape = (config.train.batch_size, config.model.context_len)
     took = []
     for _ in range(WARM_UP_STEPS + steps):
