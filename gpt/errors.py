@@ -115,6 +115,10 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
 def run_command(
     command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
@@ -134,8 +138,10 @@ def run_command(
         say_errors(error.lines)
         return EXIT_USER
     except Stopped as stopped:
+        _listen_no_more(in_main)
         return stopped.exit_code
     except KeyboardInterrupt:
+        _listen_no_more(in_main)
         say("interrupted")
         return 130
     except BrokenPipeError:  # the reader of a pipe (`| head`) had enough
@@ -148,6 +154,16 @@ def run_command(
     finally:
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)
-        if in_main:
+        if in_main and signal.getsignal(signal.SIGTERM) == _raise_stopped:
             signal.signal(signal.SIGTERM, before)
     return code
+
+
+def _listen_no_more(in_main: bool) -> None:
+    """From here on a signal ends the process at once: it is ending, and would end in a traceback.
+
+    For good, since the interpreter's own end is part of it.
+    """
+    if in_main:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end_at_once)

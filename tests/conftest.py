@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only wait for a second thread
@@ -53,6 +54,16 @@ def tiny_config(folder: Path, **changes: str) -> Config:
     }
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return load_config(None, list(values.items()))
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that was stopped hears no more signals: its process would be ending."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

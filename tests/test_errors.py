@@ -35,6 +35,22 @@ def test_signals_are_128_and_more(error: BaseException, code: int) -> None:
     assert run_command(fail, []) == code
 
 
+@pytest.mark.parametrize("again", ["while it says so", "on the way out"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_is_no_traceback(number: int, again: str) -> None:
+    program = f"""
+import os, signal, sys, gpt.errors
+again = lambda *_: os.kill(os.getpid(), {number})
+if {again!r} == "while it says so":
+    gpt.errors._let_go = again
+code = gpt.errors.run_command(lambda argv: (os.kill(os.getpid(), {number}), input())[0], [])
+again()
+sys.exit(code)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr.count(b"Traceback")) == (128 + number, 0)
+
+
 def test_our_bugs_keep_their_traceback() -> None:
     def fail(_: object) -> None:
         raise AssertionError("ours")
