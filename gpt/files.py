@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,11 +46,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, content: str | bytes) -> None:
-    """Replaces a file whole or not at all: a crash or a full disk leaves the old one or the new."""
+def write_durably(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Replaces a file whole or not at all: a crash or a full disk leaves the old one or the new.
+
+    What comes in pieces may be read from the old file meanwhile, and is not held together.
+    """
     temporary = path.with_name(f".tmp-{path.name}")
+    pieces = content.encode() if isinstance(content, str) else content
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.writelines([pieces] if isinstance(pieces, bytes) else pieces)
         sync(temporary)
         temporary.replace(path)
     except OSError:
@@ -82,23 +88,35 @@ def check_writable(key: str, path: Path) -> None:
         raise UserError(f"{key}: {path} cannot be written: {there} forbids it; give another")
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Opens a file to read; OSError for what is none, such as a pipe, which would never end."""
+def open_plain(path: Path, limit: float = math.inf) -> BinaryIO:
+    """Opens a file to read.
+
+    OSError for what is none, such as a pipe, which would never end, and for over `limit` bytes.
+    """
     handle = os.open(path, os.O_RDONLY | _NO_WAIT)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return os.fdopen(handle, "rb")
+    found = os.fstat(handle)
+    is_plain = stat.S_ISREG(found.st_mode)
+    if is_plain and found.st_size <= limit:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise _too_large(path, limit) if is_plain else _not_plain(path)
 
 
 def read_plain(path: Path, limit: int) -> bytes:
     """The content of a file; OSError for what is none, and for more than `limit` bytes."""
-    with open_plain(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1) if size <= limit else b""  # takes room for all it might read
-    if size > limit or len(content) > limit:
-        raise OSError(errno.EFBIG, f"over {limit:,} bytes, the limit for this file", str(path))
+    with open_plain(path, limit) as file:  # `read` takes room for all it might read
+        content = file.read(os.fstat(file.fileno()).st_size + 1)
+    if len(content) > limit:
+        raise _too_large(path, limit)
     return content
+
+
+def _not_plain(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "not a plain file", str(path))
+
+
+def _too_large(path: Path, limit: float) -> OSError:
+    return OSError(errno.EFBIG, f"over {limit:,} bytes, the limit for this file", str(path))
 
 
 def is_hollow(path: Path) -> bool:
@@ -118,7 +136,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
+            raise _not_plain(path)
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gpt.config import Config
 from gpt.errors import UserError, put, say, shown
-from gpt.files import open_plain, read_plain, write_durably
+from gpt.files import open_plain, write_durably
 from gpt.trackers import Trackers, step_of
 
 METRICS_NAME = "metrics.jsonl"
@@ -134,7 +134,7 @@ def read_records(path: Path) -> list[Record]:
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
     """The whole lines of the file: as written, and read."""
     try:
-        file = open_plain(path)
+        file = open_plain(path, MOST_BYTES)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -165,20 +165,16 @@ def truncate_after(
     `evaluated_step`. The file is replaced as a whole: a crash leaves the old one or the new one.
     """
     path = run_dir / METRICS_NAME
-    try:
-        written = read_plain(path, MOST_BYTES)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    kept = b"".join(
-        line
-        for line, record in _lines(path)
-        if _number_of(record, "step") <= (min(step, evaluated_step) if _evaluates(record) else step)
-        and (record.get("kind") != "event" or _number_of(record, "batch", -1) < next_batch)
-    )
-    if kept != written:
-        write_durably(path, kept)
+
+    def kept() -> Iterator[bytes]:
+        for line, record in _lines(path):
+            last = min(step, evaluated_step) if _evaluates(record) else step
+            again = record.get("kind") == "event" and _number_of(record, "batch", -1) >= next_batch
+            if _number_of(record, "step") <= last and not again:
+                yield line
+
+    if path.exists() and sum(map(len, kept())) < path.stat().st_size:
+        write_durably(path, kept())
 
 
 def _evaluates(record: Mapping[str, Any]) -> bool:

@@ -171,7 +171,7 @@ def check_end(config: Config, steps: int) -> None:
 
 
 def long_log(shared: Path, folder: Path) -> str:
-    """A run goes on at once though 100,000 lines lie behind it, and holds no more than the file."""
+    """A run goes on at once though 100,000 lines lie behind it, and does not hold them."""
     config = make_config(shared, folder, 100)
     argv = ["gpt-train", "--config", str(write_config(config, folder))]
     command = Command(argv, folder, patch=without_report)
@@ -192,7 +192,7 @@ def long_log(shared: Path, folder: Path) -> str:
     took = time.monotonic() - begun
     # The last look may find a process that has just ended, and holds nothing.
     more = max(each.memory for each in large) - max(each.memory for each in small)
-    assert more < 2.5 * log.stat().st_size, f"{more / 2**20:.0f} MB more"  # read once, as it is
+    assert more < log.stat().st_size / 2, f"{more / 2**20:.0f} MB more"
     assert took < MOST_RESUME_S, f"300 steps after {LOG_LINES:,} lines took {took:.1f} s"
     shutil.rmtree(run_path(config))
     return f"goes on after {LOG_LINES:,} lines"
