@@ -15,7 +15,7 @@ from gpt.build import build_training
 from gpt.checkpoint import Training
 from gpt.config import Config
 from gpt.data import Batches, open_data
-from gpt.device import pick_compile, rng_state
+from gpt.device import rng_state
 from gpt.gauges import Gauge, Moves, NoiseMeter, Pair, inspect, sample_size
 from gpt.model import GPT
 from gpt.step import cross_entropy_sum, train_step
@@ -375,16 +375,3 @@ def test_a_long_sequence_is_looked_at_in_part(make_config: ConfigMaker) -> None:
     model = model_of(make_config(model__context_len="512"))
     ids = torch.randint(257, (1, 512), generator=torch.Generator().manual_seed(1))
     assert inspect(model, ids) == inspect(model, ids[:, : gpt.gauges.INSPECT_TOKENS])
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
-def test_a_compiled_model_is_measured_too(make_config: ConfigMaker) -> None:
-    if not pick_compile("auto", torch.device("cpu"), 1e18)[0]:
-        pytest.skip("no C++ compiler for torch.compile")
-    config = make_config(model__n_layer="1")
-    plain, _, _ = measured(config, steps=2)
-    compiled, training, _ = measured(make_config(model__n_layer="1", train__compile="on"), steps=2)
-    assert compiled.update_ratio == pytest.approx(plain.update_ratio, rel=1e-2)
-    assert compiled.by_parameter.keys() == plain.by_parameter.keys()
-    ids = torch.zeros((1, 16), dtype=torch.long)
-    assert set(inspect(training.model, ids)["rms"]) == {"blocks.0"}

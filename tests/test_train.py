@@ -342,7 +342,7 @@ def test_evaluation_is_the_mean_over_every_validation_token(make_config: ConfigM
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
-def test_compiled_run_trains(make_config: ConfigMaker) -> None:
+def test_a_compiled_run_trains_and_is_measured(make_config: ConfigMaker) -> None:
     from gpt.device import pick_compile
 
     if not pick_compile("auto", torch.device("cpu"), 1e18)[0]:
@@ -354,6 +354,9 @@ def test_compiled_run_trains(make_config: ConfigMaker) -> None:
     train(compiled)
     for a, b in zip(lines(eager, "train"), lines(compiled, "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["update_ratio"] == pytest.approx(b["update_ratio"], rel=1e-2)
+    names_of = [[each["rms"].keys() for each in lines(run, "layers")] for run in (eager, compiled)]
+    assert names_of[0] == names_of[1]
     names = gpt.tensors.safe_open(
         run_folder(compiled) / "checkpoints" / "step-00000012" / "model.safetensors", framework="pt"
     ).keys()
