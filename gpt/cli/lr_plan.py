@@ -18,8 +18,6 @@ MEASURED_STEPS = 5
 MOST_MEASURED = 10_000
 PLOT_WIDTH, PLOT_HEIGHT = 100, 14
 NARROWEST = 30
-# What the frame of a plot becomes on a terminal without line drawing.
-_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼", "-|+++++++++")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,33 +173,17 @@ def _plot(plan: "RunPlan", width: int) -> list[str]:
     """The rate of the first group over the steps, drawn in characters; nothing if too narrow."""
     if width < NARROWEST:
         return []
-    import plotext  # type: ignore[import-untyped]
-
     from gpt.lr.plan_files import drawn_steps
+    from gpt.textplot import TextPlot
 
     course, name = plan.course, plan.groups[0].name
     steps = list(drawn_steps(course, 4 * width))
     rates = [course.rate(step, name) for step in steps]
     top, last = max(rates), max(1, course.total_steps - 1)
     fancy = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")
-    figure = plotext.figure
-    figure.clear()
-    plotext.terminal.limit(False, False)
-    figure.plot_size(width, PLOT_HEIGHT)
-    figure.theme("colorless")
-    figure.draw(figure.signal(steps, rates, marker="braille" if fancy else "*"))
-    up, along = figure.ruler("y"), figure.ruler("x")
-    up.lim(0, 1.05 * top)
-    along.lim(0, last)
-    heights = [top * share for share in (0, 0.25, 0.5, 0.75, 1)]
-    up.ticks(heights, [f"{height:.2g}" for height in heights])
-    parts = 4 if width >= 2 * NARROWEST else 2
-    places = [last * part // parts for part in range(parts + 1)]
-    along.ticks(places, [f"{place:,}" for place in places])
-    text: str = figure.build().string(colorless=True)
-    figure.clear()
-    text = text if fancy else text.translate(_ASCII)
-    return [line.rstrip() for line in text.rstrip("\n").splitlines()]
+    plot = TextPlot(width, PLOT_HEIGHT, last, fancy=fancy)
+    plot.figure.draw(plot.figure.signal(steps, rates, marker=plot.marker))
+    return plot.lines(1.05 * top, (0, top), 2)
 
 
 def _findings(plan: "RunPlan") -> Iterator[str]:
