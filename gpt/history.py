@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.errors import UserError
-from gpt.metrics import METRICS_NAME, Record, read_metrics
+from gpt.metrics import METRICS_NAME, Record, each_record
 
 Column = npt.NDArray[np.float64]
 # Records of ours are nested twice; a file may hold anything.
@@ -73,6 +73,7 @@ class Table:
 
 
 FIRST_ROWS, MOST_LATE = 16, 200
+_NUMBERS = (int, float)  # asked for in every field of every line: a union takes three times as long
 
 
 class TableRows:
@@ -97,13 +98,10 @@ class TableRows:
         row = _flat(record)
         if not math.isfinite(row.get("step", math.nan)):
             return
+        if not row.keys() <= self._columns.keys():
+            self._add_columns(row)
         if self._in_last == self._lines and self._count == self._most:
             self._halve()
-        new = sorted(row.keys() - self._columns.keys())
-        if self._count >= FIRST_ROWS:
-            new = new[: max(0, MOST_LATE - len(self._columns))]
-        for name in new:
-            self._columns[name] = array("d", [math.nan]) * self._count
         if self._count and self._in_last < self._lines:
             share = self._in_last / (self._in_last + 1)
             for name, column in self._columns.items():
@@ -114,6 +112,13 @@ class TableRows:
             column.append(row.get(name, math.nan))
         self._count += 1
         self._in_last = 1
+
+    def _add_columns(self, row: Mapping[str, float]) -> None:
+        new = sorted(row.keys() - self._columns.keys())
+        if self._count >= FIRST_ROWS:
+            new = new[: max(0, MOST_LATE - len(self._columns))]
+        for name in new:
+            self._columns[name] = array("d", [math.nan]) * self._count
 
     def _halve(self) -> None:
         for name, column in self._columns.items():
@@ -230,7 +235,7 @@ class HistoryLog:
     def add(self, record: Mapping[str, Any]) -> None:
         """One more line; one whose step is no number is left out."""
         kind, step = record.get("kind"), record.get("step", 0)
-        if not isinstance(step, int | float) or not abs(_float(step)) <= LARGEST_STEP:
+        if not isinstance(step, _NUMBERS) or not abs(_float(step)) <= LARGEST_STEP:
             return
         if kind == "event":
             self._events.append({"step": step, **record})
@@ -280,7 +285,7 @@ def read_run(run: Path) -> History:
             f"{run}: no {METRICS_NAME} there; give a run directory (runs/NAME) or a log file"
         )
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
-    history = history_of(read_metrics(run), config, name=run.resolve().name)
+    history = history_of(each_record(run), config, name=run.resolve().name)
     return replace(history, path=run)
 
 
@@ -293,7 +298,7 @@ def _count(record: Record, name: str) -> int | None:
 def _flat(record: Mapping[str, Any], depth: int = 0) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in record.items():
-        if isinstance(value, int | float):
+        if isinstance(value, _NUMBERS):
             flat[name] = _float(value)
         elif isinstance(value, dict) and depth < _DEEPEST:
             inside = _flat(value, depth + 1)

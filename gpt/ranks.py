@@ -4,6 +4,7 @@ import base64
 import binascii
 import difflib
 import hashlib
+import io
 import os
 import socket
 import tempfile
@@ -64,8 +65,13 @@ _URLS = {
 def parse_ranks(content: bytes, path: Path) -> Ranks:
     """The ranks of a .tiktoken file: a line a token, its bytes in base64 and its id."""
     ranks: Ranks = {}
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line:
+    for number, line in enumerate(io.BytesIO(content), 1):
+        if number > MAX_VOCAB:
+            raise UserError(
+                f"{path}: more than {MAX_VOCAB:,} lines, the limit; give a .tiktoken file, or "
+                "another tokenizer.kind"
+            )
+        if not line.strip():
             continue
         try:
             token, rank = line.split()

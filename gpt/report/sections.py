@@ -218,18 +218,19 @@ def environment(history: History) -> Html | None:
 def events(history: History) -> Html | None:
     """What happened on the way, and what was noticed while reading the log."""
     told = {"sample", "run", "data_check"}
-    rows: list[list[object]] = [
-        [_number(event.get("step")), _value(event.get("event")), _detail_text(event)]
-        for event in history.events
-        if str(event.get("event")) not in told
+    found = [event for event in history.events if str(event.get("event")) not in told]
+    happened: list[Record | list[object]] = [*found, *_rate_changes(history)]
+    kept: list[list[object]] = [
+        row
+        if isinstance(row := happened[index], list)
+        else [_number(row.get("step")), _value(row.get("event")), _detail_text(row)]
+        for index in _some(len(happened), MOST_ROWS)
     ]
-    rows += _rate_changes(history)
-    kept = [rows[index] for index in _some(len(rows), MOST_ROWS)]
     parts: list[object] = []
     if kept:
         listed = table(["step", "event", "details"], kept)
         box = tag("div", listed, class_="tall") if len(kept) > 20 else listed
-        parts += [_cut(len(rows), len(kept)), box]
+        parts += [_cut(len(happened), len(kept)), box]
     if history.notes:
         parts.append(tag("ul", *(tag("li", note) for note in history.notes)))
     return section("events", "Events and notes", *parts) if parts else None

@@ -6,6 +6,7 @@ The processes come from a server that has imported torch before (the standard li
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ class Command:
 
 def _command(argv: list[str], folder: Path, patch: Callable[[Path], None] | None) -> None:
     os.setpgid(0, 0)  # a group of its own, as a shell gives it: signals may go to its children too
+    hear_interrupts()
     for number, path in ((1, folder / "stdout"), (2, folder / "stderr")):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)
@@ -93,6 +95,11 @@ def _command(argv: list[str], folder: Path, patch: Callable[[Path], None] | None
     if patch is not None:
         patch(folder)
     sys.exit(main(argv[1:]))
+
+
+def hear_interrupts() -> None:
+    """In a new process: SIGINT counts, though a shell starts what it puts aside deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(argv: Sequence[str], folder: Path, timeout_s: float = 60) -> Command:

@@ -17,7 +17,15 @@ from gpt.metrics import read_metrics
 from gpt.rundir import checkpoint_folders, newest_checkpoint, run_path, step_of
 from tests.conftest import tiny_config
 from tests.torture import Torture
-from tests.torture.runs import Command, check_same, check_tidy, run, until, write_config
+from tests.torture.runs import (
+    Command,
+    check_same,
+    check_tidy,
+    hear_interrupts,
+    run,
+    until,
+    write_config,
+)
 
 # `make test` draws none with compile, which alone takes a minute.
 PHASES = ["start", "step", "evaluation", "compile", "generate", "find", "sweep", "save"]
@@ -142,11 +150,14 @@ def at_the_start(stop: Stop, shared: Path, folder: Path) -> None:
             [sys.executable, "-c", program, "--config", str(file)],
             stderr=stderr,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
-        stop.send(process.pid, 3)
+        stop.send(process.pid, 2.5)
         code = process.wait(60)
     said = (folder / "said").read_text()
-    if code == -stop.number:  # the system's own way, before anything was begun
+    if code == 0:  # the signal came too late
+        assert "all 30 steps are done" in said, said[-3000:]
+    elif code == -stop.number:  # the system's own way, before anything was begun
         assert not run_path(config).exists() or checkpoint_folders(run_path(config)) == []
     else:
         stop.check_code(code, said)
@@ -170,7 +181,7 @@ def while_generating(stop: Stop, shared: Path, folder: Path) -> None:
 
 def while_finding(stop: Stop, folder: Path) -> None:
     """An answer is there whole, where it was just found, or not at all; and no run has begun."""
-    config = make_config(folder, "searched", train__max_steps="400")
+    config = make_config(folder, "searched", train__max_steps="2000")
     started = Command(["gpt-lr", "find", "--config", str(write_config(config, folder))], folder)
     until(lambda: "data:" in started.said, started)
     stop.send(started.pid, 1)
