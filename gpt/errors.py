@@ -35,8 +35,11 @@ class UserError(Exception):
         self.lines = lines
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to stop, and saved)
-    """A run that ended early because of a signal, after it had saved."""
+class Stopped(BaseException):
+    """The command was asked by a signal to end, and has saved what it had.
+
+    Like KeyboardInterrupt no Exception: nobody who handles errors should take it for one.
+    """
 
     def __init__(self, signal_number: int) -> None:
         """Takes the number of the signal, which decides the exit code: 128 + number."""
@@ -134,29 +137,47 @@ def run_command(
     try:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
-    except UserError as error:
-        say_errors(error.lines)
-        return EXIT_USER
-    except Stopped as stopped:
-        _listen_no_more(in_main)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        _listen_no_more(in_main)
-        say("interrupted")
-        return 130
-    except BrokenPipeError:  # the reader of a pipe (`| head`) had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in DISK_REFUSES:
+    except BaseException as error:
+        ended = _code_of(error, in_main)
+        if ended is None:
             raise
-        say_errors([_refused(error)])
-        return EXIT_USER
+        code = ended
     finally:
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)
         if in_main and signal.getsignal(signal.SIGTERM) == _raise_stopped:
             signal.signal(signal.SIGTERM, before)
     return code
+
+
+def _code_of(error: BaseException, in_main: bool) -> int | None:
+    """The exit code of a command that an error ended, once it is said; None for a bug of ours."""
+    if asked := _signal_behind(error):
+        _listen_no_more(in_main)
+        if isinstance(asked, Stopped):
+            return asked.exit_code
+        say("interrupted")
+        return 130
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+        say_errors([_refused(error)])
+        return EXIT_USER
+    if isinstance(error, UserError):
+        say_errors(error.lines)
+        return EXIT_USER
+    return None
+
+
+def _signal_behind(error: BaseException | None) -> Stopped | KeyboardInterrupt | None:
+    """What asked for the end: the error, or what it was made of.
+
+    A module in C that a signal meets while it is imported says that it failed to initialise.
+    """
+    if error is None or isinstance(error, Stopped | KeyboardInterrupt):
+        return error
+    return _signal_behind(error.__cause__)
 
 
 def _listen_no_more(in_main: bool) -> None:

@@ -35,6 +35,28 @@ def test_signals_are_128_and_more(error: BaseException, code: int) -> None:
     assert run_command(fail, []) == code
 
 
+@pytest.mark.parametrize(("cause", "code"), [(Stopped(15), 143), (KeyboardInterrupt(), 130)])
+def test_what_others_make_of_a_signal_is_one(cause: BaseException, code: int) -> None:
+    def fail(_: object) -> None:
+        try:
+            raise ImportError("initialization failed") from cause  # a module in C
+        except ImportError as error:
+            raise RuntimeError("cannot draw") from error
+
+    assert run_command(fail, []) == code
+
+
+def test_a_bug_met_while_ending_stays_one() -> None:
+    def fail(_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("ours")
+
+    with pytest.raises(AssertionError):
+        run_command(fail, [])
+
+
 @pytest.mark.parametrize("again", ["while it says so", "on the way out"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_is_no_traceback(number: int, again: str) -> None:
