@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gpt.attention import causal_attention, dense_backward_pays
 from gpt.config import ModelConfig
+from gpt.dropout import Dropout
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -78,9 +80,12 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
             mask = cache.mask
         causal = mask is None and q.size(2) > 1
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
-        )  # (B, H, T, D)
+        if causal and dense_backward_pays(q, k, v):
+            y = causal_attention(q, k, v, self.scale)  # (B, H, T, D)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
+            )  # (B, H, T, D)
         out: Tensor = self.wo(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
 
@@ -132,7 +137,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.depth_ratio = config.depth_ratio
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache | None) -> Tensor:
@@ -167,7 +172,7 @@ class GPT(nn.Module):
             self.pos_emb = nn.Embedding(config.context_len, config.n_embd)
         else:
             self._make_tables()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = build_norm(config)
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)

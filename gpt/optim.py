@@ -152,8 +152,7 @@ def _build_muon(
     others = [group for group in groups if group["name"] != "matrices"]
     parts: list[Optimizer] = []
     if hidden:
-        in_bf16 = device.type != "cpu" or cpu_has_bf16()
-        muon = Muon if in_bf16 else Fp32Muon
+        muon = BatchedMuon if device.type == "cpu" else Muon
         parts.append(muon(hidden, lr=config.lr, momentum=config.momentum, adjust_lr_fn=_MUON_SCALE))
     if others:
         rate = outer_rate(config)
@@ -205,10 +204,10 @@ class CombinedOptimizer(EagerOptimizer):
         return loss
 
 
-class Fp32Muon(Muon):
-    """torch's Muon with the orthogonalisation in fp32, for CPUs that only emulate bf16.
+class BatchedMuon(Muon):
+    """torch's Muon for CPUs: matrices of one shape in one batch, in bf16 where the CPU has it.
 
-    State, options and update rule are torch's; matrices of one shape are done in one batch.
+    State, options and update rule are torch's. Where bf16 is emulated, it is done in fp32.
     """
 
     @torch.no_grad()
@@ -218,6 +217,7 @@ class Fp32Muon(Muon):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
@@ -226,7 +226,7 @@ class Fp32Muon(Muon):
                     by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for shape, pairs in by_shape.items():
                 updates = orthogonalize(
-                    torch.stack([update for _, update in pairs]),
+                    torch.stack([update for _, update in pairs]).to(dtype),
                     coefficients=group["ns_coefficients"],
                     steps=group["ns_steps"],
                     eps=group["eps"],

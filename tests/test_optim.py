@@ -13,7 +13,7 @@ from torch import nn
 from gpt import optim
 from gpt.config import ModelConfig, OptimizerConfig
 from gpt.model import GPT
-from gpt.optim import CombinedOptimizer, Fp32Muon, build_optimizer, orthogonalize
+from gpt.optim import BatchedMuon, CombinedOptimizer, build_optimizer, orthogonalize
 
 CPU = torch.device("cpu")
 NAMES = ["sgd", "adam", "adamw", "muon", "adafactor"]
@@ -273,19 +273,31 @@ def test_grad_scaler_skips_overflow_and_unscales(name):
         torch.testing.assert_close(x, y)
 
 
-def test_a_cpu_without_bf16_gets_muon_in_fp32(monkeypatch):
-    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: False)
-    optimizer = build_optimizer(small_gpt(), OptimizerConfig(name="muon"), device=CPU)
-    assert type(optimizer.parts[0]) is Fp32Muon
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_muon_multiplies_in_bf16_where_the_cpu_does(has_bf16, dtype, monkeypatch):
+    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: has_bf16)
+    seen = []
+    kept = optim.orthogonalize
+    monkeypatch.setattr(
+        optim, "orthogonalize", lambda x, **more: seen.append(x.dtype) or kept(x, **more)
+    )
+    model = small_gpt()
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"), device=CPU)
+    backward(model, 0)
+    optimizer.step()
+    assert type(optimizer.parts[0]) is BatchedMuon
+    assert set(seen) == {dtype}
 
 
+@pytest.mark.parametrize("has_bf16", [False, True])
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
-def test_fp32_muon_is_torchs_up_to_bf16_rounding(shape):
+def test_batched_muon_is_torchs_up_to_bf16_rounding(shape, has_bf16, monkeypatch):
+    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: has_bf16)
     torch.manual_seed(3)
     start = torch.randn(shape)
     ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
     options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    a, b = Fp32Muon([ours], **options), torch.optim.Muon([theirs], **options)
+    a, b = BatchedMuon([ours], **options), torch.optim.Muon([theirs], **options)
     for _ in range(3):
         ours.grad = theirs.grad = torch.randn(shape)
         a.step()
