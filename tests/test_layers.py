@@ -12,7 +12,7 @@ LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files", "foreign.lines", "foreign.names"},
-    {"trackers", "eager_optim"},
+    {"trackers", "eager_optim", "attention", "dropout", "textplot"},
     {
         "device",
         "headloss",

@@ -317,6 +317,13 @@ def test_mup_judges_the_rate_at_its_base():
     assert ids(large, **wide, model__mup_base_width="128") == []
 
 
+def test_beside_muon_tables_bear_a_higher_rate_than_a_whole_model():
+    muon = {"optimizer__name": "muon", "optimizer__lr": "2e-2"}
+    assert ids(**muon, optimizer__adamw_lr="3e-2") == []
+    assert ids(**muon, optimizer__adamw_lr="8e-2") == ["lr_far_from_size"]
+    assert "lr_far_from_size" in ids(optimizer__lr="3e-2")
+
+
 def test_the_chapters_floor_is_one_rate_for_all_groups():
     changes = {"schedule__name": "chapter", "schedule__cosine_steps": "1900"}
     muon = {"optimizer__name": "muon", "optimizer__lr": "1e-2", "optimizer__adamw_lr": "1e-3"}
@@ -351,6 +358,7 @@ TEXTS = {
     "smoke": (14_000, 14_000),
     "shakespeare-nanogpt-cpu": (1_003_854, 1_003_854),
     "speed-shakespeare-cpu": (1_003_854, 1_003_854),
+    "speed-shakespeare-gpu-loss": (411_000, 411_000),
     "shakespeare-nanogpt-gpu": (1_003_854, 1_003_854),
     "quickstart": (3_300_000, 5_500),
     "chapter-gpt2": (1_000_000_000, 90_000),
