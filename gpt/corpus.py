@@ -18,6 +18,7 @@ from gpt.sources import Document, cut_pieces, documents, source_files, source_na
 __all__ = ["Corpus", "Partition", "Piece", "scan", "source_files"]
 
 MAX_SORTED_DOCUMENTS = 1_000_000  # above it the split needs no list of documents
+_PIECE = 2**20  # characters that become UTF-8 at once
 _BLANK = 2  # in `Corpus.sides`, beside False and True
 
 
@@ -184,9 +185,7 @@ def _choose(
 def _measure(document: Document) -> _Measure:
     n_chars, n_bytes, digest, blank = 0, 0, hashlib.sha256(), True
     for text in document.chunks():
-        content = text.encode()
-        digest.update(content)
-        n_chars, n_bytes = n_chars + len(text), n_bytes + len(content)
+        n_chars, n_bytes = n_chars + len(text), n_bytes + _digest(text, digest)
         blank = blank and (not text or text.isspace())
     return _Measure(n_chars, n_bytes, digest.digest(), blank)
 
@@ -194,8 +193,18 @@ def _measure(document: Document) -> _Measure:
 def _hashed(chunks: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
     """The chunks as they are; `digest` takes their UTF-8 on the way."""
     for text in chunks:
-        digest.update(text.encode())
+        _digest(text, digest)
         yield text
+
+
+def _digest(text: str, digest: "hashlib._Hash") -> int:
+    """Hashes a text as UTF-8, in pieces, whose memory is used again; the number of its bytes."""
+    n_bytes = 0
+    for start in range(0, len(text), _PIECE):
+        content = text[start : start + _PIECE].encode()
+        digest.update(content)
+        n_bytes += len(content)
+    return n_bytes
 
 
 def _tail_pieces(texts: Iterable[str], cut: int, copies: bool) -> Iterator[Piece]:

@@ -299,7 +299,7 @@ def _flat(record: Mapping[str, Any], depth: int = 0) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, _NUMBERS):
-            flat[name] = _float(value)
+            flat[name] = value if type(value) is float else _float(value)
         elif isinstance(value, dict) and depth < _DEEPEST:
             inside = _flat(value, depth + 1)
             flat |= {f"{name}/{inner}": number for inner, number in inside.items()}

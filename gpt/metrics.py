@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
             if not (begins and whole):
                 continue
             try:
-                text = line.decode().strip()
+                text = line.decode().strip("\ufeff \t\r\n")
                 record, end = _DECODER.raw_decode(text)  # loads takes four times as long
                 if end < len(text):
                     continue

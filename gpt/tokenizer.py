@@ -113,6 +113,8 @@ class Tokenizer:
 
 def clean_text(text: str) -> str:
     """The text without surrogates: pairs become their character, lone ones U+FFFD."""
+    if text.isascii():  # known without a look at it
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -822,11 +822,11 @@ def _build(scene: Scene, source: Path) -> list[str]:
 
 @attack("bomb", 0, 2)
 def parquet_bomb(scene):
-    """Kilobytes that say the same 64 megabytes again and again; the text after them is none."""
+    """Kilobytes that say the same 40 megabytes again and again; the text after them is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    words = pa.DictionaryArray.from_arrays(pa.array([0] * 14, pa.int32()), ["a" * (64 * 2**20)])
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), ["a" * (40 * 2**20)])
     source = scene.folder / "bombs"
     source.mkdir()
     pq.write_table(pa.table({"text": words}), source / "a.parquet", compression="zstd")

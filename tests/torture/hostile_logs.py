@@ -90,7 +90,7 @@ _log(
 _log(
     "bomb",
     "many_short_lines",
-    lambda scene: '{"kind":"train","step":1}\n' * 600_000,
+    lambda scene: '{"kind":"train","step":1}\n' * 1_000_000,
     as_name="metrics.jsonl",
 )
 _log(
