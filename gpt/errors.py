@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TextIO
 
@@ -122,6 +123,31 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def _send_again(
+    others: Callable[["sys.UnraisableHookArgs"], object], dropped: "sys.UnraisableHookArgs"
+) -> None:
+    """A signal that met code whose errors Python drops (`__del__`, a weak reference) comes again.
+
+    A moment later, when that code is over: until then it would only be dropped once more. What is
+    no signal is for `others`.
+    """
+    asked = dropped.exc_value
+    if not isinstance(asked, Stopped | KeyboardInterrupt):
+        others(dropped)
+        return
+    number = asked.exit_code - 128 if isinstance(asked, Stopped) else signal.SIGINT
+    later = threading.Timer(0.01, _send_to_main, [number])
+    later.daemon = True
+    later.start()
+
+
+def _send_to_main(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # wakes it, too
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
 def run_command(
     command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
@@ -134,6 +160,8 @@ def run_command(
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _raise_stopped) if in_main else None
+    drops = sys.unraisablehook
+    sys.unraisablehook = partial(_send_again, drops)
     try:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
@@ -145,6 +173,7 @@ def run_command(
     finally:
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)
+        sys.unraisablehook = drops
         if in_main and signal.getsignal(signal.SIGTERM) == _raise_stopped:
             signal.signal(signal.SIGTERM, before)
     return code

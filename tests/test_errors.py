@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,26 @@ sys.exit(code)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (ended.returncode, ended.stderr.count(b"Traceback")) == (128 + number, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["weakref.finalize(one, end)", "type(one).__del__ = end"])
+def test_a_signal_in_code_whose_errors_are_dropped(number: int, where: str) -> None:
+    body = (
+        f"import weakref; end = lambda *_: os.kill(os.getpid(), {number})"
+        f"; one = type('One', (), {{}})(); {where}; del one; time.sleep(20)"
+    )
+    start = time.monotonic()
+    result = run_program(body)
+    assert (result.returncode, result.stderr.count("Traceback")) == (128 + number, 0)
+    assert time.monotonic() - start < 15
+
+
+def test_what_else_is_dropped_is_still_said() -> None:
+    body = "one = type('One', (), {'__del__': lambda self: 1 / 0})(); del one"
+    result = run_program(body)
+    assert result.returncode == 0
+    assert "ZeroDivisionError" in result.stderr
 
 
 def test_our_bugs_keep_their_traceback() -> None:
