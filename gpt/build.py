@@ -17,7 +17,7 @@ from gpt.corpus import source_files
 from gpt.course import RateJump
 from gpt.data import TokenData, cached_data, open_data
 from gpt.device import (
-    compile_model,
+    compile_blocks,
     grad_scaler,
     on_meta,
     pick_compile,
@@ -105,7 +105,7 @@ def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
     for line in lines + lint_lines(config, plan, facts_of(n_parameters, data, choices.device)):
         say(line)
     if choices.compile:
-        compile_model(training.model)
+        compile_blocks(training.model.blocks)
     return training, plan
 
 

@@ -216,7 +216,7 @@ class GPT(nn.Module):
         adds to those rows that were read, instead of bringing a second table that is mostly zeros.
         """
         in_place = self.config.tie_embeddings and ids.device.type == "cpu"
-        if in_place and not torch.compiler.is_compiling():
+        if in_place:
             x = F.embedding(ids, self.tok_emb.weight, sparse=True)
         else:
             x = self.tok_emb(ids)

@@ -59,7 +59,7 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
 
     from gpt.build import assemble_without_text, choose
     from gpt.configfile import load_config
-    from gpt.device import compile_model, keep_freed_memory, set_threads
+    from gpt.device import compile_blocks, keep_freed_memory, set_threads
     from gpt.gauges import Gauge
     from gpt.plan import Plan
     from gpt.schedule import build_scheduler
@@ -86,7 +86,7 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
     plan = Plan.from_config(config, options.run_steps)
     training.scheduler = build_scheduler(training.optimizer, plan)
     if choices.compile:
-        compile_model(training.model)
+        compile_blocks(training.model.blocks)
     gauge = Gauge(training.model, training.optimizer)
     ids = torch.randint(work.vocab, (2, work.batch, work.context))
 

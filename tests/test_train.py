@@ -342,6 +342,7 @@ def test_evaluation_is_the_mean_over_every_validation_token(make_config: ConfigM
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # as well
 def test_a_compiled_run_trains_and_is_measured(make_config: ConfigMaker) -> None:
     from gpt.device import pick_compile
 

@@ -19,7 +19,7 @@ from gpt.course import Course, RateJump
 from gpt.data import TokenData, cached_data
 from gpt.device import (
     DTYPES,
-    compile_model,
+    compile_blocks,
     on_meta,
     seed_everything,
     set_threads,
@@ -270,7 +270,7 @@ def _measure(
     training = assemble_without_text(config, vocab_size, device, choices.dtype)
     training.scheduler = build_scheduler(training.optimizer, schedule)
     if choices.compile:
-        compile_model(training.model)
+        compile_blocks(training.model.blocks)
     shape = (config.train.batch_size, config.model.context_len)
     took = []
     for _ in range(WARM_UP_STEPS + steps):

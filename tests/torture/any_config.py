@@ -282,7 +282,7 @@ def _confine(stack: ExitStack, *, pictures: bool) -> None:
     stack.enter_context(patch("gpt.ranks._reachable", lambda *_: False))
     stack.enter_context(patch.dict(os.environ, {"TIKTOKEN_CACHE_DIR": "/nowhere"}))
     stack.enter_context(patch("gpt.fits.room", lambda device: Room(FREE_BYTES)))
-    stack.enter_context(patch("gpt.model.GPT.compile", lambda *_, **__: None))
+    stack.enter_context(patch("gpt.model.Block.compile", lambda *_, **__: None))
     if not pictures:
         stack.enter_context(patch("gpt.ending.plot_run", lambda *_: None))
         stack.enter_context(patch("gpt.ending.write_report", lambda *_: None))
