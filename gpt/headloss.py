@@ -19,6 +19,8 @@ _LEAST_BYTES = 32 * 2**20
 _SLICE_BYTES = 128 * 2**20
 # Logits that become probabilities together: all passes over them from the second are from cache.
 _BLOCK_BYTES = 2 * 2**20
+# Rows of the head's gradient that are there in two formats at once.
+_PRODUCT_BYTES = 32 * 2**20
 _FLOAT_BYTES = 4
 
 
@@ -64,26 +66,25 @@ class _HeadLoss(torch.autograd.Function):
         trains = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ctx.gradient = gradient
         matrix, inputs = weight.to(dtype), features.to(dtype)
-        d_features = torch.empty_like(features) if trains else None
-        d_weight: Tensor | None = None
+        if trains:
+            d_features, d_weight = torch.empty_like(features), torch.empty_like(weight)
+            ctx.gradients = d_features, d_weight
         loss = torch.zeros((), device=features.device)
         rows = slice_tokens(weight.size(0))
-        buffer = inputs.new_empty(min(rows, len(inputs)), weight.size(0))  # (slice, V)
-        for start in range(0, len(inputs), rows):
-            x, y = inputs[start : start + rows], targets[start : start + rows]
-            logits = torch.mm(x, matrix.mT, out=buffer[: len(x)])
-            loss += _to_gradient(logits, y, gradient if trains else None)
-            if d_features is None:
-                continue
-            d_features[start : start + rows] = logits @ matrix
-            if dtype != weight.dtype:
-                part = (logits.mT @ x).to(weight.dtype)
-                d_weight = part if d_weight is None else d_weight.add_(part)
-            elif d_weight is None:
-                d_weight = logits.mT @ x
-            else:
-                d_weight.addmm_(logits.mT, x)
-        ctx.gradients = d_features, d_weight
+        kept = rows * _FLOAT_BYTES // dtype.itemsize
+        buffer = inputs.new_empty(min(kept, len(inputs)), weight.size(0))  # (kept, V)
+        for start in range(0, len(inputs), kept):
+            group = slice(start, min(start + kept, len(inputs)))
+            for first in range(start, group.stop, rows):
+                some = slice(first, min(first + rows, group.stop))
+                logits = buffer[first - start : some.stop - start]
+                torch.mm(inputs[some], matrix.mT, out=logits)
+                loss += _to_gradient(logits, targets[some], gradient if trains else None)
+                if trains:
+                    d_features[some] = logits @ matrix
+            if trains:
+                logits = buffer[: group.stop - start]
+                _add_products(d_weight, logits, inputs[group], first=start == 0)
         return loss
 
     @staticmethod
@@ -98,6 +99,23 @@ class _HeadLoss(torch.autograd.Function):
             d_features.mul_(ratio)
             d_weight.mul_(ratio)
         return d_features, d_weight, None, None, None
+
+
+def _add_products(d_weight: Tensor, logits: Tensor, features: Tensor, *, first: bool) -> None:
+    """Puts logits (N, V) transposed times features (N, C) into d_weight (V, C), or adds them to it.
+
+    Some rows at a time where formats differ, so that what is not yet in its format stays small.
+    """
+    if first and d_weight.dtype == logits.dtype:
+        torch.mm(logits.mT, features, out=d_weight)
+    elif d_weight.dtype == logits.dtype:
+        d_weight.addmm_(logits.mT, features)
+    else:
+        rows = _power_of_two(_PRODUCT_BYTES, d_weight.size(1))
+        parts = zip(torch.split(d_weight, rows), torch.split(logits, rows, 1), strict=True)
+        for part, columns in parts:
+            product = columns.mT @ features
+            part.copy_(product) if first else part.add_(product)
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, gradient: float | None) -> Tensor:

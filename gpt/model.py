@@ -216,10 +216,7 @@ class GPT(nn.Module):
         adds to those rows that were read, instead of bringing a second table that is mostly zeros.
         """
         in_place = self.config.tie_embeddings and ids.device.type == "cpu"
-        if in_place:
-            x = F.embedding(ids, self.tok_emb.weight, sparse=True)
-        else:
-            x = self.tok_emb(ids)
+        x = F.embedding(ids, self.tok_emb.weight, sparse=in_place)
         if self.config.ngram > 1:
             before = self.config.ngram - 1
             ids = F.pad(ids, (before, 0), value=-1) if cache is None else cache.after_earlier(ids)

@@ -20,7 +20,11 @@ B, T, C, V = 3, 7, 16, 50
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of 8 tokens, blocks of 2: of 21 tokens, the last of both is a part."""
+    """Slices of 8 tokens, blocks of 2: of 21 tokens, the last of both is a part.
+
+    Of the weight's gradient 16 rows are converted at once.
+    """
+    monkeypatch.setattr(headloss, "_PRODUCT_BYTES", 16 * C * 4)
     monkeypatch.setattr(headloss, "_SLICE_BYTES", 8 * V * 4)
     monkeypatch.setattr(headloss, "_BLOCK_BYTES", 2 * V * 4)
 
