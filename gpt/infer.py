@@ -25,8 +25,7 @@ from gpt.fits import memory_for_inference
 from gpt.generate import Piece, Sampling, generate
 from gpt.heldout import held_out
 from gpt.model import GPT, count_parameters
-from gpt.packed import has_half_kernel
-from gpt.quantize import cost_of, linear_bytes, pack
+from gpt.quantize import cost_of, halves_pay, linear_bytes, pack
 from gpt.rundir import find_checkpoint
 from gpt.tokenizer import Tokenizer, clean_text
 
@@ -88,12 +87,12 @@ def check_quantize(request: Request, device: torch.device) -> None:
 
 
 def in_dtype(model: GPT, wish: str, device: torch.device) -> GPT:
-    """The model with its weights in the format asked for; on a CPU the arithmetic stays fp32."""
+    """The model with its weights in the format asked for; a CPU packs halves (see `packed`)."""
     dtype = inference_dtype(wish, device, model)
     if dtype == torch.float32 and device.type == "cpu":
         pages.move(model.parameters())
         return model
-    if device.type != "cpu" or not has_half_kernel():
+    if device.type != "cpu" or not halves_pay(dtype):
         return model.to(dtype)
     return pack(model.to(dtype).float(), dtype)
 

@@ -7,7 +7,9 @@ token. The formats:
                 meets it is cut into steps of its own, and whole numbers are multiplied. Where a
                 few large numbers make its steps coarse for the others, what rounding left over
                 is multiplied in a second pass.
-    bf16, fp16  weights rounded to that format, exactly; the arithmetic is fp32.
+    bf16, fp16  weights rounded to that format, exactly; the arithmetic is fp32. A CPU that
+                multiplies bf16 rounds what the layers read and give to bf16 too, as GPUs do, and
+                adds up in fp32.
     fp32        the weights themselves, in the order in which products with many rows read them.
 """
 
@@ -150,6 +152,22 @@ class HalfLinear(Packed):
         return y
 
 
+class BFloat16Linear(Packed):
+    """Linear layers in bf16 for CPUs that multiply it, their weights in oneDNN's order."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        """Rounds the weights and puts them in that order."""
+        super().__init__(layers)
+        weight = torch.cat([layer.weight.detach().bfloat16() for layer in layers])
+        self.kernel = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_EXPECTED)
+        self.n_bytes = weight.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layers give for features (…, in_features), side by side."""
+        y = _one_dnn(x.bfloat16(), self.kernel, None).float()
+        return y if self.bias is None else y.add_(self.bias)
+
+
 class BlockedLinear(Packed):
     """Linear layers in fp32, their weights in oneDNN's order for products with many rows."""
 
@@ -162,9 +180,12 @@ class BlockedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layers give for features (…, in_features), side by side."""
-        kernel = torch.ops.mkldnn._linear_pointwise
-        y: Tensor = kernel(x, self.kernel, self.bias, "none", [], "")
-        return y
+        return _one_dnn(x, self.kernel, self.bias)
+
+
+def _one_dnn(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
+    return y
 
 
 def has_half_kernel() -> bool:

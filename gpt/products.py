@@ -4,14 +4,14 @@ Memory and cores are the limit, then the start of each operation: NumPy starts i
 torch in five, and both work on the same memory.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gpt.packed import FINER, LARGEST, OUTLIER, HalfLinear, Int8Linear, Packed, Part
+from gpt.packed import FINER, LARGEST, OUTLIER, Int8Linear, Packed, Part
 from gpt.pages import empty
 
 Floats = npt.NDArray[np.float32]
@@ -49,8 +49,7 @@ def product(
     shift = _shift(norm)
     if isinstance(packed, Int8Linear):
         return Int8Product(packed, x, y, shift, factor=factor)
-    assert isinstance(packed, HalfLinear)
-    return HalfProduct(packed, x, y, shift, factor=factor)
+    return PackedProduct(packed, x, y, shift, factor=factor)
 
 
 class Product:
@@ -167,38 +166,32 @@ class Int8Product:
         np.copyto(out, self.sums.numpy()[0], casting="unsafe")
 
 
-class HalfProduct:
-    """In bf16 or fp16, as `HalfLinear.forward` calculates it for one row."""
+class PackedProduct:
+    """In bf16 or fp16: what the packed layers give for a batch of one row."""
 
     def __init__(
-        self, layer: HalfLinear, x: Floats, y: Floats, shift: Floats | None, *, factor: float
+        self, layer: Packed, x: Floats, y: Floats, shift: Floats | None, *, factor: float
     ) -> None:
         """As `product` has it."""
-        self.x, self.y, self.shift, self.factor = x, y, shift, factor
-        self.kernel: Any = layer.kernel
-        self.shrink = layer.shrink
+        self.layer, self.x, self.y, self.shift, self.factor = layer, x, y, shift, factor
         self.vector = torch.zeros(1, len(x))
         self.scaled = self.vector.numpy()[0]
 
     def set(self, scale: float) -> None:
         """Makes y the outputs for scale·x and the shift."""
         np.copyto(self.y, self._outputs(scale))
-        if self.factor != 1:
-            self.y *= self.factor
 
     def add(self) -> None:
         """Adds the outputs for x to y."""
-        outputs = self._outputs(1.0)
-        if self.factor != 1:
-            outputs *= self.factor
-        self.y += outputs
+        self.y += self._outputs(1.0)
 
     def _outputs(self, scale: float) -> Floats:
-        np.multiply(self.x, scale * self.shrink, out=self.scaled)
+        np.multiply(self.x, scale, out=self.scaled)
         if self.shift is not None:
-            self.scaled += self.shift * self.shrink
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(self.vector, self.kernel)
-        outputs: Floats = y.numpy()[0]
+            self.scaled += self.shift
+        outputs: Floats = self.layer(self.vector).numpy()[0]
+        if self.factor != 1:
+            outputs *= self.factor
         return outputs
 
 

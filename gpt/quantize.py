@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt.device import cpu_has_bf16
 from gpt.model import GPT, Attention
-from gpt.packed import BlockedLinear, HalfLinear, Int8Linear, Packed, Part
+from gpt.packed import (
+    BFloat16Linear,
+    BlockedLinear,
+    HalfLinear,
+    Int8Linear,
+    Packed,
+    Part,
+    has_half_kernel,
+)
 
 
 class Cost(NamedTuple):
@@ -44,7 +53,20 @@ def _packed(layers: list[nn.Linear], dtype: torch.dtype) -> Packed:
         return Int8Linear(layers)
     if dtype == torch.float32:
         return BlockedLinear(layers)
+    if dtype == torch.bfloat16 and multiplies_bf16():
+        return BFloat16Linear(layers)
     return HalfLinear(layers, dtype)
+
+
+def halves_pay(dtype: torch.dtype) -> bool:
+    """Whether there are products for weights in bf16 or fp16 here that are worth packing them."""
+    return has_half_kernel() or (dtype == torch.bfloat16 and multiplies_bf16())
+
+
+def multiplies_bf16() -> bool:
+    """Whether the products of bf16 weights are in bf16 too: the CPU has them, and torch oneDNN."""
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and cpu_has_bf16()
 
 
 def linear_bytes(model: GPT) -> int:

@@ -127,8 +127,8 @@ def batch(options: argparse.Namespace) -> None:
         decoder = Decoder(built(LARGE, 50257, dtype))
         runners: dict[str, Run] = {}
         runners["gpt-infer"] = partial(complete, decoder, numbers(50257), prompts, sampling)
-        if dtype == "fp32":
-            runners["transformers"] = transformers_batch(tokens)
+        if dtype != "int8":
+            runners["transformers"] = transformers_batch(dtype, tokens)
         compare("32 prompts, 124M", dtype, runners, tokens * len(LENGTHS), rounds)
 
 
@@ -212,9 +212,9 @@ def transformers(shape: dict[str, Any], sizes: dict[str, int], dtype: str, token
     return run
 
 
-def transformers_batch(tokens: int) -> Run:
+def transformers_batch(dtype: str, tokens: int) -> Run:
     """The same prompts in one batch, padded on the left as its manual says."""
-    model = hugging_face(LARGE, {"vocab_size": 50257, "block_size": 1024}, "fp32")
+    model = hugging_face(LARGE, {"vocab_size": 50257, "block_size": 1024}, dtype)
     ids = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, n in enumerate(LENGTHS):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import gpt.infer
+import gpt.quantize
 from gpt import pages
 from gpt.cli.infer import main
 from gpt.data import kept_data
-from gpt.packed import HalfLinear, has_half_kernel
-from gpt.quantize import linear_bytes
+from gpt.packed import BFloat16Linear, HalfLinear, Packed, has_half_kernel
+from gpt.quantize import linear_bytes, multiplies_bf16
 from gpt.train import train
 from tests.conftest import tiny_config
 
@@ -105,7 +106,20 @@ def test_int8_is_for_the_cpu() -> None:
 
 @pytest.mark.skipif(not has_half_kernel(), reason="no FBGEMM on this CPU")
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_halves_hold_rounded_weights_and_compute_in_fp32(run: Path, name: str) -> None:
+def test_halves_hold_rounded_weights_and_compute_in_fp32(
+    run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt.quantize, "multiplies_bf16", lambda: False)
+    check_halves(run, name, HalfLinear, rtol=1e-5)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU has no bf16")
+def test_where_the_cpu_has_bf16_products_are_in_it(run: Path) -> None:
+    check_halves(run, "bf16", BFloat16Linear, rtol=0.02)
+
+
+def check_halves(run: Path, name: str, kind: type[Packed], *, rtol: float) -> None:
+    """The model in halves, of one kind, is as far off its rounded self as is allowed, at most."""
     device = torch.device("cpu")
     model, _ = gpt.infer.load_for_inference(gpt.infer.find_checkpoint(run, None), device)
     rounded = {
@@ -114,10 +128,12 @@ def test_halves_hold_rounded_weights_and_compute_in_fp32(run: Path, name: str) -
     size, ids = linear_bytes(model), torch.arange(10)[None]
     halves = gpt.infer.in_dtype(model, name, device)
     model.float().load_state_dict(rounded)
-    assert isinstance(halves.head, HalfLinear)
+    assert isinstance(halves.head, kind)
     assert linear_bytes(halves) == size // 2
     with torch.inference_mode():
-        torch.testing.assert_close(halves(ids), model(ids), rtol=1e-5, atol=1e-5)
+        expected = model(ids)
+        error = (halves(ids) - expected).abs().max()
+    assert error <= rtol * expected.abs().max()
 
 
 def test_moved_parameters_are_the_same_and_stay_tied() -> None:

@@ -10,14 +10,21 @@ from gpt.config import ModelConfig
 from gpt.decode import Decoder, KVCache
 from gpt.model import GPT
 from gpt.onerow import UNROLLED, is_unrolled
-from gpt.packed import BlockedLinear, HalfLinear, Int8Linear, has_half_kernel
-from gpt.quantize import cost_of, linear_bytes, pack
+from gpt.packed import BFloat16Linear, BlockedLinear, HalfLinear, Int8Linear, has_half_kernel
+from gpt.quantize import cost_of, halves_pay, linear_bytes, multiplies_bf16, pack
 
 # What leaves an option off that OneRow does not know, where that is not null or false.
 OFF: dict[str, object] = {}
 
 needs_half_kernel = pytest.mark.skipif(not has_half_kernel(), reason="no FBGEMM on this CPU")
 HALVES = [torch.bfloat16, torch.float16]
+
+
+def rounds(dtype: torch.dtype) -> bool:
+    """Whether products round what they read, to either side of what is close to the middle."""
+    return dtype == torch.int8 or (dtype == torch.bfloat16 and multiplies_bf16())
+
+
 ARCHITECTURES: list[dict[str, Any]] = [
     {"position": "rotary"},
     {"position": "rotary", "n_kv_head": 2, "activation": "swiglu", "bias": True},
@@ -95,6 +102,21 @@ def test_halves_are_exact(dtype: torch.dtype, size: float) -> None:
     torch.testing.assert_close(packed(x), plain(linear, x), rtol=1e-5, atol=size * 1e-6)
 
 
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU has no bf16")
+@pytest.mark.parametrize("rows", [1, 70])
+@torch.no_grad()
+def test_bf16_rounds_what_it_reads_and_gives(rows: int) -> None:
+    linear, x = layers(bias=True), torch.randn(rows, 48)
+    with_bias, bias = BFloat16Linear(linear)(x), torch.cat([layer.bias for layer in linear])
+    for layer in linear:
+        layer.weight.copy_(layer.weight.bfloat16())
+        layer.bias = None
+    packed, exact = BFloat16Linear(linear)(x), plain(linear, x.bfloat16().float())
+    assert torch.equal(packed, packed.bfloat16().float())
+    torch.testing.assert_close(packed, exact, rtol=2**-8, atol=1e-5)
+    assert torch.equal(with_bias, packed + bias)
+
+
 @torch.no_grad()
 def test_blocks_change_nothing() -> None:
     linear, x = layers(bias=True), torch.randn(2, 5, 48)
@@ -107,7 +129,7 @@ def test_blocks_change_nothing() -> None:
     [
         (torch.float32, 1e-4),
         (torch.int8, 0.35),
-        pytest.param(torch.bfloat16, 0.12, marks=needs_half_kernel),
+        (torch.bfloat16, 0.2),
         pytest.param(torch.float16, 0.02, marks=needs_half_kernel),
     ],
 )
@@ -115,9 +137,11 @@ def test_packed_logits_are_near_those_of_fp32(
     options: dict[str, Any], dtype: torch.dtype, tolerance: float
 ) -> None:
     """Within a tolerance of logits that spread over some units; one row as the rows of a batch."""
+    if not halves_pay(dtype):
+        pytest.skip("no products for bf16 on this CPU")
     model, ids = build(**options), torch.randint(67, (1, 14))
     packed = pack(model, dtype)
-    exact = dtype != torch.int8  # whole numbers may round to the other side
+    exact = not rounds(dtype)
     with torch.inference_mode():
         plain_logits, logits = model(ids)[0], packed(ids)[0]
         assert plain_logits.std() > 0.5
@@ -135,8 +159,8 @@ def test_packed_logits_are_near_those_of_fp32(
 @pytest.mark.parametrize("dtype", [torch.int8, *HALVES])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_packed_weights_hide_no_broken_ones(dtype: torch.dtype, bad: float) -> None:
-    if dtype != torch.int8 and not has_half_kernel():
-        pytest.skip("no FBGEMM on this CPU")
+    if dtype != torch.int8 and not halves_pay(dtype):
+        pytest.skip("no products for halves on this CPU")
     for name in ("blocks.0.attn.wv", "blocks.1.mlp.down", "head"):
         model = build()
         with torch.inference_mode():
