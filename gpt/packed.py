@@ -164,8 +164,7 @@ class BFloat16Linear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layers give for features (…, in_features), side by side."""
-        y = _one_dnn(x.bfloat16(), self.kernel, None).float()
-        return y if self.bias is None else y.add_(self.bias)
+        return _one_dnn(x.bfloat16(), self.kernel, self.bias).float()
 
 
 class BlockedLinear(Packed):

@@ -107,14 +107,12 @@ def test_halves_are_exact(dtype: torch.dtype, size: float) -> None:
 @torch.no_grad()
 def test_bf16_rounds_what_it_reads_and_gives(rows: int) -> None:
     linear, x = layers(bias=True), torch.randn(rows, 48)
-    with_bias, bias = BFloat16Linear(linear)(x), torch.cat([layer.bias for layer in linear])
+    packed = BFloat16Linear(linear)(x)
     for layer in linear:
         layer.weight.copy_(layer.weight.bfloat16())
-        layer.bias = None
-    packed, exact = BFloat16Linear(linear)(x), plain(linear, x.bfloat16().float())
+    exact = plain(linear, x.bfloat16().float())
     assert torch.equal(packed, packed.bfloat16().float())
     torch.testing.assert_close(packed, exact, rtol=2**-8, atol=1e-5)
-    assert torch.equal(with_bias, packed + bias)
 
 
 @torch.no_grad()
