@@ -1,5 +1,6 @@
 """Failures that a user can fix, and how a command ends; no other module decides exit codes."""
 
+import _thread
 import errno
 import io
 import json
@@ -8,11 +9,13 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 EXIT_USER = 2
 EXIT_FINDINGS = 3
@@ -24,6 +27,10 @@ LONGEST_LINE = 1200
 # What no terminal should be given: control characters, halves of a surrogate pair, signs that turn
 # the direction of what follows. They come with names and texts of strangers.
 _UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+# What a signal waits for, and how long at most.
+_OURS, _TORCH = f"{Path(__file__).parent}{os.sep}", f"{os.sep}torch{os.sep}"
+_LONGEST_WAIT_S = 10.0
+_asked: float | None = None
 _only_warnings = False
 
 
@@ -115,37 +122,66 @@ def _let_go(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _raise_stopped(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+def _ask(number: int, frame: FrameType | None) -> None:
+    """Ends the command by an error, but not in the middle of an import or of torch's own code.
+
+    C++ that calls Python there takes the error for one of its own, or ends the process at once. The
+    signal comes again until other code runs, or until it has waited long enough.
+    """
+    global _asked
+    now = time.monotonic()
+    _asked = now if _asked is None else _asked
+    if _is_within_others(frame) and now - _asked < _LONGEST_WAIT_S:
+        _send_again(number)
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        raise Stopped(number)
+
+
+def _is_within_others(frame: FrameType | None) -> bool:
+    """Whether an import or torch is running, and not code of ours that they called."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_OURS):
+            return False
+        if file.startswith("<frozen importlib") or _TORCH in file:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _send_again(
+def _notice(
     others: Callable[["sys.UnraisableHookArgs"], object], dropped: "sys.UnraisableHookArgs"
 ) -> None:
     """A signal that met code whose errors Python drops (`__del__`, a weak reference) comes again.
 
-    A moment later, when that code is over: until then it would only be dropped once more. What is
-    no signal is for `others`.
+    What is no signal is for `others`.
     """
     asked = dropped.exc_value
-    if not isinstance(asked, Stopped | KeyboardInterrupt):
-        others(dropped)
-        return
-    number = asked.exit_code - 128 if isinstance(asked, Stopped) else signal.SIGINT
-    later = threading.Timer(0.01, _send_to_main, [number])
-    later.daemon = True
-    later.start()
-
-
-def _send_to_main(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):  # wakes it, too
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    if isinstance(asked, Stopped):
+        _send_again(asked.exit_code - 128)
+    elif isinstance(asked, KeyboardInterrupt):
+        _send_again(signal.SIGINT)
     else:
-        signal.raise_signal(number)
+        others(dropped)
+
+
+def _send_again(number: int) -> None:
+    """Has a signal come again in a moment. Takes no lock: what it interrupted may hold any."""
+
+    def send() -> None:
+        time.sleep(0.01)
+        if hasattr(signal, "pthread_kill"):  # wakes it, too
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        else:
+            signal.raise_signal(number)
+
+    _thread.start_new_thread(send, ())
 
 
 def run_command(
@@ -159,9 +195,9 @@ def run_command(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _raise_stopped) if in_main else None
+    before = _listen() if in_main else {}
     drops = sys.unraisablehook
-    sys.unraisablehook = partial(_send_again, drops)
+    sys.unraisablehook = partial(_notice, drops)
     try:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
@@ -174,9 +210,19 @@ def run_command(
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)
         sys.unraisablehook = drops
-        if in_main and signal.getsignal(signal.SIGTERM) == _raise_stopped:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) == _ask:
+                signal.signal(number, handler)
     return code
+
+
+def _listen() -> dict[int, Any]:
+    """Has signals ask for the end, but one that is ignored; gives the handlers that were there."""
+    global _asked
+    _asked = None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _ask) for number in heard}
 
 
 def _code_of(error: BaseException, in_main: bool) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt.errors
 from gpt.errors import Stopped, UserError, json_line, run_command, say
 
 
@@ -85,6 +86,26 @@ def test_a_signal_in_code_whose_errors_are_dropped(number: int, where: str) -> N
     result = run_program(body)
     assert (result.returncode, result.stderr.count("Traceback")) == (128 + number, 0)
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["torch", "<frozen importlib._bootstrap>"])
+def test_a_signal_waits_while_others_run(number: int, place: str) -> None:
+    """Python that torch's C++ calls, or that an import runs, is not left by an error."""
+    file = f"/somewhere/{place}/code.py" if place == "torch" else place
+    code = (
+        f"os.kill(os.getpid(), {number}); ended = time.monotonic() + 0.3\n"
+        "while time.monotonic() < ended: pass\nprint('whole')"
+    )
+    result = run_program(f"exec(compile({code!r}, {file!r}, 'exec')); time.sleep(20)")
+    assert (result.returncode, result.stdout) == (128 + number, "whole\n"), result.stderr
+
+
+def test_a_signal_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import signal\nsignal.raise_signal(signal.SIGTERM)\nwhile True: pass"
+    monkeypatch.setattr(gpt.errors, "_LONGEST_WAIT_S", 0.2)
+    endless = compile(code, "/somewhere/torch/code.py", "exec")
+    assert run_command(lambda _: exec(endless), []) == 143
 
 
 def test_what_else_is_dropped_is_still_said() -> None:
