@@ -59,16 +59,19 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
-        rows = [each.flatten(0, 1) for each in (*ctx.saved_tensors, grad)]  # (B·H, T, D)
-        length = rows[0].size(1)
-        hidden = rows[0].new_full((length, length), -torch.inf).triu_(1)
+        q, k, v, dy = (each.flatten(0, 1) for each in (*ctx.saved_tensors, grad))  # (B·H, T, D)
+        length = q.size(1)
+        hidden = q.new_full((length, length), -torch.inf).triu_(1)
         at_once = max(1, _SCORES // length**2)
-        some = zip(*(each.split(at_once) for each in rows), strict=True)
-        parts = [_gradients(q, k, v, dy, hidden, ctx.scale) for q, k, v, dy in some]
-        dq, dk, dv = (
-            (each[0] if len(each) == 1 else torch.cat(each)).unflatten(0, grad.shape[:2])
-            for each in zip(*parts, strict=True)
-        )
+        whole = [torch.empty_like(each) for each in (q, k, v)]
+        starts = range(0, len(q), at_once)
+        # Of tensors without numbers only the memory counts, and every part takes the same.
+        for start in starts if type(grad) is Tensor else starts[:1]:
+            part = slice(start, start + at_once)
+            some = _gradients(q[part], k[part], v[part], dy[part], hidden, ctx.scale)
+            for each, gradient in zip(whole, some, strict=True):
+                each[part] = gradient
+        dq, dk, dv = (each.view(grad.shape) for each in whole)
         return dq, dk, dv, None
 
 

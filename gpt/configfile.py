@@ -323,7 +323,13 @@ def _construct(node: yaml.Node) -> Any:  # noqa: ANN401
     loader = _Loader("")
     try:
         return loader.construct_object(node)
-    except (yaml.YAMLError, ValueError, AttributeError):  # PyYAML raises all of them
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        TypeError,
+    ):  # PyYAML raises all
         return f"{node.tag} {node.value}"
     finally:
         loader.dispose()

@@ -73,7 +73,9 @@ class _HeadLoss(torch.autograd.Function):
         rows = slice_tokens(weight.size(0))
         kept = rows * _FLOAT_BYTES // dtype.itemsize
         buffer = inputs.new_empty(min(kept, len(inputs)), weight.size(0))  # (kept, V)
-        for start in range(0, len(inputs), kept):
+        starts = range(0, len(inputs), kept)
+        # Of tensors without numbers only the memory counts, and every slice takes the same.
+        for start in starts if type(inputs) is Tensor else starts[:1]:
             group = slice(start, min(start + kept, len(inputs)))
             for first in range(start, group.stop, rows):
                 some = slice(first, min(first + rows, group.stop))

@@ -215,7 +215,8 @@ class GPT(nn.Module):
         Where the head shares the weights, its gradient fills the whole table, and the embedding
         adds to those rows that were read, instead of bringing a second table that is mostly zeros.
         """
-        in_place = self.config.tie_embeddings and ids.device.type == "cpu"
+        one = ids.numel() == 1  # whose head's gradient is laid out such that nothing adds to it
+        in_place = self.config.tie_embeddings and ids.device.type == "cpu" and not one
         x = F.embedding(ids, self.tok_emb.weight, sparse=in_place)
         if self.config.ngram > 1:
             before = self.config.ngram - 1

@@ -128,7 +128,8 @@ def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None
             started=bool(started),
         )
     elif path.is_dir() and any(
-        child.name not in {".lock", "checkpoints"} for child in path.iterdir()
+        child.name not in {".lock", "checkpoints"} and not child.name.startswith(".tmp-")
+        for child in path.iterdir()
     ):
         raise UserError(f"run.name: {path} exists and is not a run; choose another --run.name")
 

@@ -300,6 +300,8 @@ def test_empty_files_are_the_defaults(tmp_path, text):
         ("run: {seed: !!timestamp 5}\n", "run.seed"),
         ("run: {seed: !!int x}\n", "run.seed"),
         ("run: {seed: !!float x}\n", "run.seed"),
+        ("run: {seed: !!bool 3}\n", "run.seed"),
+        ("run: {seed: !!int ''}\n", "run.seed"),
     ],
 )
 def test_files_that_are_no_configs(tmp_path, text, word):

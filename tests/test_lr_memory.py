@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,23 @@ def test_weights_and_gradients():
     estimate = estimate_memory(config, VOCAB, torch.float32)
     assert estimate.gradients == 4 * parameters
     assert estimate.weights == 4 * (parameters + sum(b.numel() for b in model.buffers()))
+
+
+@pytest.mark.parametrize("tokens", ["1", "2"])
+def test_a_single_token_has_a_memory(tokens):
+    changes = {"model.tie_embeddings": "true", "model.context_len": tokens}
+    config = config_with(changes | {"train.batch_size": "2", "train.micro_batch_size": "1"})
+    assert estimate_memory(config, VOCAB, torch.float32).activations > 0
+
+
+@pytest.mark.parametrize("vocab_size", [257, 50_257])
+def test_a_batch_of_millions_is_estimated_at_once(vocab_size):
+    """In bf16 its attention, and with a large vocabulary its loss, come in thousands of parts."""
+    config = config_with({"train.batch_size": "3_000_000"})
+    started = time.process_time()
+    estimate = estimate_memory(config, vocab_size, torch.bfloat16)
+    assert time.process_time() - started < 5
+    assert estimate.activations > 3_000_000 * config.model.context_len * config.model.n_embd
 
 
 def test_smaller_micro_batches_hold_less():

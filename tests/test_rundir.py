@@ -61,6 +61,8 @@ def test_leftovers_of_a_killed_save_are_removed(make_config: ConfigMaker) -> Non
     for folder in leftovers:
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"half")
+    leftovers.append(run_path(config) / ".tmp-config.yaml")  # the run's very first file
+    leftovers[-1].write_text("run:")
     with locked_run(config, "auto") as path:
         assert path == Path(config.run.dir) / "tiny"
         assert not any(folder.exists() for folder in leftovers)
