@@ -21,6 +21,8 @@ from gpt.config import Config, contradictions
 from gpt.errors import MOST_LINES, UserError, shown
 from gpt.files import read_plain
 
+# What PyYAML raises for a value that its tag cannot be, as in `!!bool 3`.
+_NOT_OF_ITS_TAG = (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError)
 MAX_FILE_BYTES = 1_000_000
 MAX_DEPTH = 20  # a config needs 3; PyYAML takes minutes for thousands
 MAX_EVENTS = (
@@ -323,13 +325,7 @@ def _construct(node: yaml.Node) -> Any:  # noqa: ANN401
     loader = _Loader("")
     try:
         return loader.construct_object(node)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        TypeError,
-    ):  # PyYAML raises all
+    except _NOT_OF_ITS_TAG:
         return f"{node.tag} {node.value}"
     finally:
         loader.dispose()

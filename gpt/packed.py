@@ -7,9 +7,9 @@ token. The formats:
                 meets it is cut into steps of its own, and whole numbers are multiplied. Where a
                 few large numbers make its steps coarse for the others, what rounding left over
                 is multiplied in a second pass.
-    bf16, fp16  weights rounded to that format, exactly; the arithmetic is fp32. A CPU that
-                multiplies bf16 rounds what the layers read and give to bf16 too, as GPUs do, and
-                adds up in fp32.
+    bf16, fp16  weights rounded to that format, exactly; the arithmetic is fp32. With bf16, where
+                the CPU multiplies it, what the layers read and give is rounded to bf16 too, as on
+                GPUs, and added up in fp32.
     fp32        the weights themselves, in the order in which products with many rows read them.
 """
 
