@@ -24,7 +24,7 @@ from gpt.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# glibc's malloc.h: options of mallopt, and the largest value that it takes for the first.
+# glibc's malloc.h: options of mallopt, and the value that turns the first one off.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _NEVER = -1, -4, -1
 
 # Below this size, the casts of autocast cost a CPU more than the shorter products save.

@@ -110,15 +110,15 @@ def test_halves_hold_rounded_weights_and_compute_in_fp32(
     run: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpt.quantize, "multiplies_bf16", lambda: False)
-    check_halves(run, name, HalfLinear, rtol=1e-5)
+    check_halves(run, name, HalfLinear, within=1e-5)
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this CPU has no bf16")
 def test_where_the_cpu_has_bf16_products_are_in_it(run: Path) -> None:
-    check_halves(run, "bf16", BFloat16Linear, rtol=0.02)
+    check_halves(run, "bf16", BFloat16Linear, within=0.02)
 
 
-def check_halves(run: Path, name: str, kind: type[Packed], *, rtol: float) -> None:
+def check_halves(run: Path, name: str, kind: type[Packed], *, within: float) -> None:
     """The model in halves, of one kind, is as far off its rounded self as is allowed, at most."""
     device = torch.device("cpu")
     model, _ = gpt.infer.load_for_inference(gpt.infer.find_checkpoint(run, None), device)
@@ -131,9 +131,7 @@ def check_halves(run: Path, name: str, kind: type[Packed], *, rtol: float) -> No
     assert isinstance(halves.head, kind)
     assert linear_bytes(halves) == size // 2
     with torch.inference_mode():
-        expected = model(ids)
-        error = (halves(ids) - expected).abs().max()
-    assert error <= rtol * expected.abs().max()
+        torch.testing.assert_close(halves(ids), model(ids), rtol=within, atol=within)
 
 
 def test_moved_parameters_are_the_same_and_stay_tied() -> None:

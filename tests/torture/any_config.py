@@ -379,8 +379,7 @@ def _check_run(config: Config, code: int, said: str) -> str:
     assert code in (0, 143), f"exit {code}:\n{said}"
     assert load_config(run / "config.yaml") == config
     assert (run / "config.yaml").read_text(encoding="utf-8") == dump_config(config)
-    # A rate that was warned of may leave a stream whose squares are beyond all numbers.
-    assert "warning: no sample" not in said or "lr_far_from_size" in said, said
+    assert "warning: no sample" not in said, said
     explained = {record["step"] for record in records if record["kind"] == "event"}
     for record in records:
         losses = [record[name] for name in ("loss", "val_loss") if name in record]
