@@ -1,6 +1,7 @@
 """Failures that a user can fix, and how a command ends; no other module decides exit codes."""
 
 import _thread
+import atexit
 import errno
 import io
 import json
@@ -258,8 +259,10 @@ def _signal_behind(error: BaseException | None) -> Stopped | KeyboardInterrupt |
 def _listen_no_more(in_main: bool) -> None:
     """From here on a signal ends the process at once: it is ending, and would end in a traceback.
 
-    For good, since the interpreter's own end is part of it.
+    For good, since the interpreter's own end is part of it. The last of that, where no handler runs
+    any more, hears none: the exit code is settled.
     """
     if in_main:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _end_at_once)
+            atexit.register(signal.signal, number, signal.SIG_IGN)

@@ -92,20 +92,21 @@ def check_fits(
         return []
     whole = there.free + there.swap
     if at.resting > whole:
-        raise _too_large(config, vocab_size, at.resting, there, device)
-    exact = device.type == "cpu" and not compiles
-    if at.low > whole and exact:
-        raise _too_large(config, vocab_size, at.low, there, device, dtype)
-    need = at.low if at.low > whole else rehearsed(config, vocab_size, dtype)
-    if need > whole and exact:
-        raise _too_large(config, vocab_size, need, there, device, dtype)
-    if need > NEAR * there.free:
-        fits = advice(config, vocab_size, there.free, dtype)
-        return [
-            f"warning: a step needs about {gigabytes(need)} of memory, and {gigabytes(there.free)} "
-            f"are free on {device}{f'; should it not fit: {fits}' if fits else ''}"
-        ]
-    return []
+        changes = fitting(config, vocab_size, there.free)
+        alone = "weights, gradients and optimizer alone need"
+        raise _too_large(config, alone, at.resting, there, device, changes)
+    known = None if at.low > whole else rehearsed(config, vocab_size, dtype)
+    need = known or at.low
+    if need <= NEAR * there.free:
+        return []
+    changes = fitting(config, vocab_size, there.free, dtype, known)
+    if need > whole and device.type == "cpu" and not compiles:
+        raise _too_large(config, "a step needs at least", need, there, device, changes)
+    fits = f"; should it not fit: {_options(changes)}" if changes else ""
+    return [
+        f"warning: a step needs about {gigabytes(need)} of memory, and {gigabytes(there.free)} "
+        f"are free on {device}{fits}"
+    ]
 
 
 def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
@@ -131,15 +132,13 @@ def _with(config: Config, **changes: int) -> Config:
 
 def _too_large(
     config: Config,
-    vocab_size: int,
+    what: str,
     need: float,
     there: Room,
     device: torch.device,
-    dtype: torch.dtype | None = None,
+    changes: dict[str, int],
 ) -> UserError:
-    what = "a step needs at least" if dtype else "weights, gradients and optimizer alone need"
     swap = f" (and {gigabytes(there.swap)} of swap)" if there.swap else ""
-    changes = fitting(config, vocab_size, there.free, dtype)
     key = next(iter(changes), "model.n_embd").replace("micro_", "")
     section, _, name = key.partition(".")
     value = config.model_dump()[section][name]
@@ -151,15 +150,20 @@ def _too_large(
 
 
 def fitting(
-    config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None
+    config: Config,
+    vocab_size: int,
+    free: float,
+    dtype: torch.dtype | None = None,
+    need: float | None = None,
 ) -> dict[str, int]:
     """Sizes that would fit, by key: the largest micro-batch; else a shorter context, and so on.
 
-    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps.
+    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps. `need`
+    is what the config itself takes, where a rehearsal has told.
     """
     limit, batch = NEAR * free, config.train.batch_size
     micro = config.train.micro_batch_size or batch
-    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype)):
+    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype, need)):
         return {"train.micro_batch_size": most}
     first = {} if micro == 1 else {"train.micro_batch_size": 1}
     one_by_one = [[key] for key in _LEAST]
@@ -181,35 +185,32 @@ def fitting(
     return {}
 
 
-def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
+def _largest_micro(
+    config: Config, vocab_size: int, limit: float, dtype: torch.dtype, need: float | None
+) -> int:
     """The largest micro-batch whose step is estimated to fit; 0 if none.
 
     Each sequence adds the same, so that two rehearsals tell of all sizes between, nearly.
     """
-    micro = config.train.micro_batch_size or config.train.batch_size
+    micro = most = config.train.micro_batch_size or config.train.batch_size
     one, now = (bounds(_with(config, micro_batch_size=n), vocab_size).low for n in (1, micro))
     if micro == 1 or one > limit:
         return 0
-    # More than that cannot fit, and shapes far beyond it are none that torch could even count.
-    most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
-    few, many = (
-        rehearsed(_with(config, micro_batch_size=size), vocab_size, dtype) for size in (1, most)
-    )
+    if need is None:
+        # More than that cannot fit, and shapes far beyond it are none that torch could even count.
+        most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
+        need = rehearsed(_with(config, micro_batch_size=most), vocab_size, dtype)
+    few = rehearsed(_with(config, micro_batch_size=1), vocab_size, dtype)
     if few > limit:
         return 0
-    if many > limit:
-        most = 1 + int((limit - few) * (most - 1) / (many - few))
+    if need > limit:
+        most = 1 + int((limit - few) * (most - 1) / (need - few))
     if most <= 4:
         return most
     # The smallest may need more for its update than for its pass, so that the line begins too high.
     size = 1 << (most.bit_length() - 1)
     next_fits = rehearsed(_with(config, micro_batch_size=2 * size), vocab_size, dtype) <= limit
     return 2 * size if 2 * size < micro and next_fits else size
-
-
-def advice(config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None) -> str:
-    """The sizes that would fit, as they can be typed; empty where nothing helps."""
-    return _options(fitting(config, vocab_size, free, dtype))
 
 
 def _options(changes: dict[str, int]) -> str:

@@ -149,9 +149,12 @@ class OneRow:
             x = np.subtract(x, np.add.reduce(x) / len(x), out=self.normed)
         mean_square = float(np.dot(x, x)) / len(x)
         np.multiply(x, weight, out=self.normed)
-        # Infinity would become 0 and hide that the weights are broken.
-        scale = 1 / math.sqrt(mean_square + self.config.norm_eps)
-        return scale if mean_square < math.inf else math.nan
+        if mean_square < math.inf:
+            return 1 / math.sqrt(mean_square + self.config.norm_eps)
+        # Where squares of numbers overflow, torch's RMSNorm gives 0, and its LayerNorm NaN.
+        zeros = self.config.norm == "rmsnorm" and np.isfinite(x).all()
+        self.normed.fill(0 if zeros else math.nan)
+        return 1.0
 
     def _attend(self, keys: Floats, values: Floats, at: int) -> None:
         """From q, k and v to the mixed answers, with the keys and values (H, S, D) so far."""
