@@ -141,13 +141,13 @@ def _ask(number: int, frame: FrameType | None) -> None:
 
 
 def _is_within_others(frame: FrameType | None) -> bool:
-    """Whether an import or torch is running, and not code of ours that they called."""
-    while frame is not None:
+    """Whether the command imports something, or runs torch and in it no code of ours."""
+    in_ours = False
+    while frame is not None and frame.f_code is not run_command.__code__:
         file = frame.f_code.co_filename
-        if file.startswith(_OURS):
-            return False
-        if file.startswith("<frozen importlib") or _TORCH in file:
+        if file.startswith("<frozen importlib") or (_TORCH in file and not in_ours):
             return True
+        in_ours = in_ours or file.startswith(_OURS)
         frame = frame.f_back
     return False
 

@@ -101,6 +101,21 @@ def test_a_signal_waits_while_others_run(number: int, place: str) -> None:
     assert (result.returncode, result.stdout) == (128 + number, "whole\n"), result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_while_a_module_of_ours_is_imported(number: int) -> None:
+    """What its lines call, in C, may take an error for one of its own."""
+    inner = (
+        f"def function():\n    os.kill(os.getpid(), {number})\n"
+        "    ended = time.monotonic() + 0.3\n    while time.monotonic() < ended: pass\n"
+        "class One:\n    function()\nprint('whole')"
+    )
+    ours = str(Path(gpt.errors.__file__).with_name("config.py"))
+    outer = f"exec(compile({inner!r}, {ours!r}, 'exec'))"
+    body = f"exec(compile({outer!r}, '<frozen importlib._bootstrap>', 'exec'), globals())"
+    result = run_program(f"{body}; time.sleep(20)")
+    assert (result.returncode, result.stdout) == (128 + number, "whole\n"), result.stderr
+
+
 def test_a_signal_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import signal\nsignal.raise_signal(signal.SIGTERM)\nwhile True: pass"
     monkeypatch.setattr(gpt.errors, "_LONGEST_WAIT_S", 0.2)
