@@ -51,7 +51,10 @@ class Document:
 
 
 def source_files(config: DataConfig) -> list[Path]:
-    """The files of the source, in an order that does not depend on where they lie."""
+    """The files of the source, in an order that does not depend on where they lie.
+
+    Raises UserError for entries that name none, and for an encoding that none could be read in.
+    """
     entries = [config.source] if isinstance(config.source, str) else config.source
     found: dict[Path, Path] = {}
     problems: list[str] = []
@@ -65,6 +68,7 @@ def source_files(config: DataConfig) -> list[Path]:
             problems.append(f"data.source: {entry[:200]} cannot be read: {error}; check the path")
     if problems:
         raise UserError(*problems)
+    text_encoding(config)
     return list(found.values())
 
 
@@ -134,8 +138,7 @@ def _is_library(file: Path) -> bool:
 
 def documents(config: DataConfig) -> Iterator[Document]:
     """All documents in order, empty ones too."""
-    library = stdlib_folder() if config.source == STDLIB and not Path(STDLIB).exists() else None
-    encoding = "utf-8" if library else _text_encoding(config.encoding)
+    library, encoding = _is_all_library(config), text_encoding(config)
     for path in source_files(config):
         read = partial(read_text, path, encoding)
         match path.suffix.lower():
@@ -146,14 +149,18 @@ def documents(config: DataConfig) -> Iterator[Document]:
             case ".parquet":
                 rows = _parquet_rows(path, config.text_field)
             case _:
-                if library is None or _is_utf8(path):
+                if not library or _is_utf8(path):
                     yield Document(str(path), read)
                 continue
         for where, text in rows:
             yield Document(where, partial(iter, (clean_text(text),)))
 
 
-def _text_encoding(name: str) -> str:
+def text_encoding(config: DataConfig) -> str:
+    """The encoding of the files, which is a name that Python knows; the library has its own."""
+    name = config.encoding
+    if _is_all_library(config):
+        return "utf-8"
     try:
         "".encode(name)
         codecs.getincrementaldecoder(name)
@@ -163,6 +170,10 @@ def _text_encoding(name: str) -> str:
             "utf-8, latin-1 or gb18030"
         ) from None
     return name
+
+
+def _is_all_library(config: DataConfig) -> bool:
+    return config.source == STDLIB and not Path(STDLIB).exists()
 
 
 def _is_utf8(path: Path) -> bool:

@@ -54,6 +54,12 @@ def test_refused_alike(make_config: ConfigMaker, tmp_path: Path, changes, needed
     both(make_config(**placed), needed)
 
 
+@pytest.mark.parametrize("encoding", ["quopri", "no-such"])
+def test_an_encoding_of_a_text_too_large_to_be_read(make_config, monkeypatch, encoding: str):
+    monkeypatch.setattr("gpt.build.SMALL_BYTES", 0)
+    both(make_config(data__encoding=encoding), f"data.encoding: {encoding} is not a text encoding")
+
+
 def test_a_ranks_file_whose_ids_leave_no_room(make_config: ConfigMaker, tmp_path: Path):
     from tests.test_tokenizer import write_ranks
 
