@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gpt.parts import parts
+
 # Longer sequences gain nothing: half of their products are of tokens that see nothing.
 LONGEST = 512
 # Scores that are there at once: enough for full speed, and a bound on the memory.
@@ -64,10 +66,7 @@ class _CausalAttention(torch.autograd.Function):
         hidden = q.new_full((length, length), -torch.inf).triu_(1)
         at_once = max(1, _SCORES // length**2)
         whole = [torch.empty_like(each) for each in (q, k, v)]
-        starts = range(0, len(q), at_once)
-        # Of tensors without numbers only the memory counts, and every part takes the same.
-        for start in starts if type(grad) is Tensor else starts[:1]:
-            part = slice(start, start + at_once)
+        for part in parts(q, at_once):
             some = _gradients(q[part], k[part], v[part], dy[part], hidden, ctx.scale)
             for each, gradient in zip(whole, some, strict=True):
                 each[part] = gradient

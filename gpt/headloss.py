@@ -5,12 +5,13 @@ gradient of its logits, and from there the gradients of head and features: nothi
 as tokens x vocabulary outlives its slice, and nothing is computed twice.
 """
 
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from gpt.parts import parts
 
 # Fewer logits than this stay in the fast caches and gain nothing.
 _LEAST_BYTES = 32 * 2**20
@@ -73,20 +74,17 @@ class _HeadLoss(torch.autograd.Function):
         rows = slice_tokens(weight.size(0))
         kept = rows * _FLOAT_BYTES // dtype.itemsize
         buffer = inputs.new_empty(min(kept, len(inputs)), weight.size(0))  # (kept, V)
-        starts = range(0, len(inputs), kept)
-        # Of tensors without numbers only the memory counts, and every slice takes the same.
-        for start in starts if type(inputs) is Tensor else starts[:1]:
-            group = slice(start, min(start + kept, len(inputs)))
-            for first in range(start, group.stop, rows):
+        for group in parts(inputs, kept):
+            for first in range(group.start, group.stop, rows):
                 some = slice(first, min(first + rows, group.stop))
-                logits = buffer[first - start : some.stop - start]
+                logits = buffer[first - group.start : some.stop - group.start]
                 torch.mm(inputs[some], matrix.mT, out=logits)
                 loss += _to_gradient(logits, targets[some], gradient if trains else None)
                 if trains:
                     d_features[some] = logits @ matrix
             if trains:
-                logits = buffer[: group.stop - start]
-                _add_products(d_weight, logits, inputs[group], first=start == 0)
+                logits = buffer[: group.stop - group.start]
+                _add_products(d_weight, logits, inputs[group], first=group.start == 0)
         return loss
 
     @staticmethod
@@ -114,8 +112,8 @@ def _add_products(d_weight: Tensor, logits: Tensor, features: Tensor, *, first: 
         d_weight.addmm_(logits.mT, features)
     else:
         rows = _power_of_two(_PRODUCT_BYTES, d_weight.size(1))
-        parts = zip(torch.split(d_weight, rows), torch.split(logits, rows, 1), strict=True)
-        for part, columns in parts:
+        both = zip(torch.split(d_weight, rows), torch.split(logits, rows, 1), strict=True)
+        for part, columns in both:
             product = columns.mT @ features
             part.copy_(product) if first else part.add_(product)
 
@@ -127,10 +125,8 @@ def _to_gradient(logits: Tensor, targets: Tensor, gradient: float | None) -> Ten
     """
     loss = torch.zeros((), device=logits.device)
     rows = _power_of_two(_BLOCK_BYTES, logits.size(1))
-    blocks = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
-    # Tensors without numbers are asked for their sizes, and every block takes the same.
-    for block, ids in blocks if type(logits) is Tensor else islice(blocks, 1):
-        places = ids.unsqueeze(1)  # (n, 1)
+    for part in parts(logits, rows):
+        block, places = logits[part], targets[part].unsqueeze(1)  # (n, V), (n, 1)
         values = block.float()  # (n, V); fp32: the block itself
         wanted = values.gather(1, places)
         top = values.amax(1, keepdim=True)

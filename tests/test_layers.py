@@ -11,7 +11,7 @@ LESSONS = ["update_rule", "one_step", "regimes", "landscape", "optimizers"]
 LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
-    {"config", "configfile", "files", "foreign.lines", "foreign.names"},
+    {"config", "configfile", "files", "parts", "foreign.lines", "foreign.names"},
     {"trackers", "eager_optim", "attention", "dropout", "textplot"},
     {
         "device",
