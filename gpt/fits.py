@@ -95,11 +95,10 @@ def check_fits(
         changes = fitting(config, vocab_size, there.free)
         alone = "weights, gradients and optimizer alone need"
         raise _too_large(config, alone, at.resting, there, device, changes)
-    known = None if at.low > whole else rehearsed(config, vocab_size, dtype)
-    need = known or at.low
+    need = at.low if at.low > whole else rehearsed(config, vocab_size, dtype)
     if need <= NEAR * there.free:
         return []
-    changes = fitting(config, vocab_size, there.free, dtype, known)
+    changes = fitting(config, vocab_size, there.free, dtype)
     if need > whole and device.type == "cpu" and not compiles:
         raise _too_large(config, "a step needs at least", need, there, device, changes)
     fits = f"; should it not fit: {_options(changes)}" if changes else ""
@@ -111,10 +110,13 @@ def check_fits(
 
 def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
     """The bytes of a step by rehearsal, and of the batch that it begins with."""
-    at_once = 16  # the two tensors of ids, which the rehearsal has counted
-    shape, batch = config.model, config.train.batch_size
-    own = batch * (shape.context_len * (_TOKEN_BYTES - at_once) + _SEQUENCE_BYTES)
-    return own + estimate_memory(config, vocab_size, dtype).total
+    return batch_bytes(config) + estimate_memory(config, vocab_size, dtype).total
+
+
+def batch_bytes(config: Config) -> float:
+    """What a batch is made of, but for its two tensors of ids, which a rehearsal counts."""
+    tokens = config.model.context_len * (_TOKEN_BYTES - 16)
+    return config.train.batch_size * (tokens + _SEQUENCE_BYTES)
 
 
 def _with(config: Config, **changes: int) -> Config:
@@ -150,20 +152,15 @@ def _too_large(
 
 
 def fitting(
-    config: Config,
-    vocab_size: int,
-    free: float,
-    dtype: torch.dtype | None = None,
-    need: float | None = None,
+    config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None
 ) -> dict[str, int]:
     """Sizes that would fit, by key: the largest micro-batch; else a shorter context, and so on.
 
-    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps. `need`
-    is what the config itself takes, where a rehearsal has told.
+    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps.
     """
     limit, batch = NEAR * free, config.train.batch_size
     micro = config.train.micro_batch_size or batch
-    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype, need)):
+    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype)):
         return {"train.micro_batch_size": most}
     first = {} if micro == 1 else {"train.micro_batch_size": 1}
     one_by_one = [[key] for key in _LEAST]
@@ -185,32 +182,28 @@ def fitting(
     return {}
 
 
-def _largest_micro(
-    config: Config, vocab_size: int, limit: float, dtype: torch.dtype, need: float | None
-) -> int:
-    """The largest micro-batch whose step is estimated to fit; 0 if none.
+def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
+    """The largest micro-batch whose step is estimated to fit, from 5 on a power of 2; 0 if none.
 
-    Each sequence adds the same, so that two rehearsals tell of all sizes between, nearly.
+    Each sequence adds the same, so that two rehearsals tell of all sizes between.
     """
-    micro = most = config.train.micro_batch_size or config.train.batch_size
+    micro = config.train.micro_batch_size or config.train.batch_size
     one, now = (bounds(_with(config, micro_batch_size=n), vocab_size).low for n in (1, micro))
     if micro == 1 or one > limit:
         return 0
-    if need is None:
-        # More than that cannot fit, and shapes far beyond it are none that torch could even count.
-        most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
-        need = rehearsed(_with(config, micro_batch_size=most), vocab_size, dtype)
-    few = rehearsed(_with(config, micro_batch_size=1), vocab_size, dtype)
-    if few > limit:
+    # More than that cannot fit, and shapes far beyond it are none that torch could even count.
+    most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
+    few, many = (
+        estimate_memory(_with(config, micro_batch_size=size), vocab_size, dtype)
+        for size in (1, most)
+    )
+    left = limit - batch_bytes(config) - few.weights - few.optimizer
+    if max(few.activations, few.gradients + few.update) > left:
         return 0
-    if need > limit:
-        most = 1 + int((limit - few) * (most - 1) / (need - few))
-    if most <= 4:
-        return most
-    # The smallest may need more for its update than for its pass, so that the line begins too high.
-    size = 1 << (most.bit_length() - 1)
-    next_fits = rehearsed(_with(config, micro_batch_size=2 * size), vocab_size, dtype) <= limit
-    return 2 * size if 2 * size < micro and next_fits else size
+    if many.activations > left:
+        each = (many.activations - few.activations) / (most - 1)
+        most = 1 + int((left - few.activations) / each)
+    return most if most <= 4 else 1 << (most.bit_length() - 1)
 
 
 def _options(changes: dict[str, int]) -> str:
