@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt.attention import causal_attention, dense_backward_pays
 from gpt.config import ModelConfig
 from gpt.dropout import Dropout
+from gpt.gelu import gelu
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -118,9 +119,9 @@ class MLP(nn.Module):
         hidden: Tensor = self.up(x)
         match self.activation:
             case "gelu":
-                return F.gelu(hidden)
+                return gelu(hidden, "none")
             case "gelu_tanh":
-                return F.gelu(hidden, approximate="tanh")
+                return gelu(hidden, "tanh")
             case "swiglu":
                 return F.silu(self.gate(x)) * hidden
             case "relu2":

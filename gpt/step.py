@@ -19,6 +19,8 @@ from gpt.headloss import head_loss_pays, head_loss_sum
 from gpt.model import GPT
 
 OVERFLOW = "overflow"
+# Numbers that are squared and added up in fp32; the sums are added in fp64.
+_NORM_PART = 2**20
 
 
 class NonFiniteError(Exception):
@@ -132,8 +134,17 @@ def _back_off(scaler: torch.amp.GradScaler) -> None:
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Length of the whole gradient. The one place where several processes would add theirs up."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """Length of the whole gradient. The one place where several processes would add theirs up.
+
+    On a CPU torch's own norm of a matrix of 40 million numbers is 0.3 % off, and takes twice as
+    long as products of parts of it with themselves.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if any(gradient.device.type != "cpu" for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    parts = [part for each in gradients for part in each.reshape(-1).split(_NORM_PART)]
+    squares = torch.stack([torch.dot(part, part) for part in parts])
+    return squares.double().sum().sqrt().float()
 
 
 @torch.no_grad()

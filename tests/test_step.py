@@ -50,6 +50,18 @@ def test_clipping_limits_the_gradient(make_config: ConfigMaker) -> None:
     assert float(norm) == pytest.approx(limit, rel=1e-3)
 
 
+def test_the_length_of_a_gradient_is_exact_however_large() -> None:
+    torch.manual_seed(1)
+    shapes = [(20_000_000,), (3000, 700), (7,), ()]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape) * 1e-3
+    parameters[1].grad = (torch.randn(700, 3000) * 1e-3).T  # not in the order of memory
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    exact = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+    assert float(gradient_norm(parameters)) == pytest.approx(exact, rel=2e-6)
+
+
 def test_update_ratio_is_update_over_weights(make_config: ConfigMaker) -> None:
     training, _, (before, gauge) = one_step(make_config)
     after = [p.detach() for p in training.model.parameters()]
