@@ -142,7 +142,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if any(gradient.device.type != "cpu" for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)
-    parts = [part for each in gradients for part in each.reshape(-1).split(_NORM_PART)]
+    parts = [p for each in gradients for p in torch.split(each.reshape(-1), _NORM_PART)]
     squares = torch.stack([torch.dot(part, part) for part in parts])
     return squares.double().sum().sqrt().float()
 
