@@ -25,6 +25,7 @@ from gpt.attention import causal_attention, dense_backward_pays
 from gpt.config import ModelConfig
 from gpt.dropout import Dropout
 from gpt.gelu import gelu
+from gpt.linear import Linear
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -63,10 +64,10 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         self.norm_eps = config.norm_eps
         self.scale = attention_scale(config)
-        self.wq = nn.Linear(width, width, bias=config.bias)
-        self.wk = nn.Linear(width, kv_width, bias=config.bias)
-        self.wv = nn.Linear(width, kv_width, bias=config.bias)
-        self.wo = nn.Linear(width, width, bias=config.bias)
+        self.wq = Linear(width, width, bias=config.bias)
+        self.wk = Linear(width, kv_width, bias=config.bias)
+        self.wv = Linear(width, kv_width, bias=config.bias)
+        self.wo = Linear(width, width, bias=config.bias)
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: Cache | None) -> Tensor:
         """Mixes information between the tokens of (B, T, C)."""
@@ -104,10 +105,10 @@ class MLP(nn.Module):
         """Takes the model's shape."""
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
+        self.up = Linear(config.n_embd, config.hidden, bias=config.bias)
         if config.activation == "swiglu":
-            self.gate = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
-        self.down = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
+            self.gate = Linear(config.n_embd, config.hidden, bias=config.bias)
+        self.down = Linear(config.hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Changes the features of each token of (B, T, C)."""

@@ -12,7 +12,7 @@ LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors"},
     {"config", "configfile", "files", "parts", "foreign.lines", "foreign.names"},
-    {"trackers", "eager_optim", "attention", "dropout", "gelu", "textplot"},
+    {"trackers", "eager_optim", "attention", "dropout", "gelu", "linear", "textplot"},
     {
         "device",
         "headloss",
