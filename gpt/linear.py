@@ -45,12 +45,10 @@ def _in_bf16(x: Tensor) -> bool:
 
 
 def _is_cut(rows: int, inner: int, columns: int) -> bool:
-    """Whether a product of (rows, inner) and (inner, columns) leaves a core idle as a whole."""
-    fits = rows in _ROWS and columns in _COLUMNS and inner >= _LEAST_INNER
-    return fits and _has_two_amx_threads()
+    """Whether a product of (rows, inner) and (inner, columns) may leave a core idle as a whole."""
+    return rows in _ROWS and columns in _COLUMNS and inner >= _LEAST_INNER
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_two_amx_threads() -> bool:
     return torch.get_num_threads() == 2 and _has_amx()
 
@@ -72,24 +70,27 @@ class _Product(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         y: Tensor = _product(x, weight.mT, bias)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
-        bias = grad.sum(0) if ctx.has_bias else None
-        return _product(grad, weight, None), grad.mT @ x, bias
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight, None) if of_x else None,
+            grad.mT @ x if of_weight else None,
+            grad.sum(0) if of_bias else None,
+        )
 
 
 @torch.library.custom_op("gpt::product", mutates_args=())
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Matrix a (M, K) times b (K, N), plus bias (N,). One operation, also for the compiler."""
     out = a.new_empty(a.size(0), b.size(1))
-    whole = not _is_cut(a.size(0), *b.shape)
-    for part in parts(a, a.size(0) if whole else -(-a.size(0) // 2)):
+    is_cut = _is_cut(a.size(0), *b.shape) and _has_two_amx_threads()
+    for part in parts(a, -(-a.size(0) // 2) if is_cut else a.size(0)):
         if bias is None:
             torch.mm(a[part], b, out=out[part])
         else:

@@ -14,8 +14,7 @@ ROWS, INPUTS, OUTPUTS = 647, 512, 640
 
 @pytest.fixture(autouse=True)
 def two_amx_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    yes = torch.compiler.assume_constant_result(lambda: True)
-    monkeypatch.setattr(gpt.linear, "_has_two_amx_threads", yes)
+    monkeypatch.setattr(gpt.linear, "_has_two_amx_threads", lambda: True)
 
 
 def results(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
@@ -51,24 +50,22 @@ def test_only_products_that_leave_a_core_idle_are_cut(monkeypatch: pytest.Monkey
     layer, wide = Linear(768, 768, bias=False), Linear(768, 2304, bias=False)
     rows = torch.randn(1024, 768)
 
-    def is_cut(layer: Linear, x: torch.Tensor, dtype: torch.dtype | None) -> bool:
-        with patch.object(gpt.linear._Product, "apply", side_effect=KeyError):
-            try:
-                with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-                    layer(x)
-            except KeyError:
-                return True
-        return False
+    def cut_at(layer: Linear, x: torch.Tensor, dtype: torch.dtype | None) -> set[int]:
+        """The sizes of parts of the products that are not left to nn.Linear."""
+        with patch.object(gpt.linear, "parts", wraps=gpt.linear.parts) as cuts:
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                y = layer(x)
+            y.sum().backward()
+        return {call.args[1] for call in cuts.call_args_list}
 
-    assert is_cut(layer, rows, torch.bfloat16)
-    assert is_cut(wide, rows, torch.bfloat16), "on the way back"
-    assert not is_cut(layer, rows[:640], torch.bfloat16)
-    assert not is_cut(layer, rows.repeat(2, 1), torch.bfloat16)
-    assert not is_cut(Linear(768, 2304), rows[:640], torch.bfloat16)
-    assert not is_cut(layer, rows, torch.float16)
-    assert not is_cut(layer, rows, None)
+    assert cut_at(layer, rows, torch.bfloat16) == {512}
+    assert cut_at(wide, rows, torch.bfloat16) == {1024}, "whole, and x needs no gradient"
+    assert cut_at(wide, rows.clone().requires_grad_(), torch.bfloat16) == {1024, 512}
+    for other in (rows[:640], rows.repeat(2, 1)):
+        assert cut_at(layer, other, torch.bfloat16) == set()
+    assert cut_at(layer, rows, None) == set()
     monkeypatch.setattr(gpt.linear, "_has_two_amx_threads", lambda: False)
-    assert not is_cut(layer, rows, torch.bfloat16)
+    assert cut_at(layer, rows, torch.bfloat16) == {1024}
 
 
 def test_the_compiler_is_told_the_truth() -> None:
