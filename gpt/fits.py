@@ -17,7 +17,7 @@ from gpt.config import Config
 from gpt.errors import UserError
 from gpt.gauges import SAMPLE
 from gpt.headloss import head_loss_pays, slice_tokens
-from gpt.lr.memory import estimate_memory
+from gpt.lr.memory import Memory, estimate_memory
 from gpt.model import parameter_inventory
 from gpt.room import Room, room
 from gpt.rundir import newest_checkpoint
@@ -95,10 +95,11 @@ def check_fits(
         changes = fitting(config, vocab_size, there.free)
         alone = "weights, gradients and optimizer alone need"
         raise _too_large(config, alone, at.resting, there, device, changes)
-    need = at.low if at.low > whole else rehearsed(config, vocab_size, dtype)
+    known = None if at.low > whole else estimate_memory(config, vocab_size, dtype)
+    need = at.low if known is None else batch_bytes(config) + known.total
     if need <= NEAR * there.free:
         return []
-    changes = fitting(config, vocab_size, there.free, dtype)
+    changes = fitting(config, vocab_size, there.free, dtype, known)
     if need > whole and device.type == "cpu" and not compiles:
         raise _too_large(config, "a step needs at least", need, there, device, changes)
     fits = f"; should it not fit: {_options(changes)}" if changes else ""
@@ -106,11 +107,6 @@ def check_fits(
         f"warning: a step needs about {gigabytes(need)} of memory, and {gigabytes(there.free)} "
         f"are free on {device}{fits}"
     ]
-
-
-def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
-    """The bytes of a step by rehearsal, and of the batch that it begins with."""
-    return batch_bytes(config) + estimate_memory(config, vocab_size, dtype).total
 
 
 def batch_bytes(config: Config) -> float:
@@ -152,15 +148,20 @@ def _too_large(
 
 
 def fitting(
-    config: Config, vocab_size: int, free: float, dtype: torch.dtype | None = None
+    config: Config,
+    vocab_size: int,
+    free: float,
+    dtype: torch.dtype | None = None,
+    known: Memory | None = None,
 ) -> dict[str, int]:
     """Sizes that would fit, by key: the largest micro-batch; else a shorter context, and so on.
 
-    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps.
+    The micro-batch changes nothing but speed, so it goes first. Empty where nothing helps. `known`
+    is the config's own memory, where a rehearsal has told.
     """
     limit, batch = NEAR * free, config.train.batch_size
     micro = config.train.micro_batch_size or batch
-    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype)):
+    if dtype is not None and (most := _largest_micro(config, vocab_size, limit, dtype, known)):
         return {"train.micro_batch_size": most}
     first = {} if micro == 1 else {"train.micro_batch_size": 1}
     one_by_one = [[key] for key in _LEAST]
@@ -182,27 +183,34 @@ def fitting(
     return {}
 
 
-def _largest_micro(config: Config, vocab_size: int, limit: float, dtype: torch.dtype) -> int:
+def _largest_micro(
+    config: Config, vocab_size: int, limit: float, dtype: torch.dtype, known: Memory | None
+) -> int:
     """The largest micro-batch whose step is estimated to fit, from 5 on a power of 2; 0 if none.
 
-    Each sequence adds the same, so that two rehearsals tell of all sizes between.
+    Each sequence adds the same, so that the memory of two sizes tells that of all between.
     """
-    micro = config.train.micro_batch_size or config.train.batch_size
+    micro = most = config.train.micro_batch_size or config.train.batch_size
     one, now = (bounds(_with(config, micro_batch_size=n), vocab_size).low for n in (1, micro))
     if micro == 1 or one > limit:
         return 0
-    # More than that cannot fit, and shapes far beyond it are none that torch could even count.
-    most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
-    few, many = (
-        estimate_memory(_with(config, micro_batch_size=size), vocab_size, dtype)
-        for size in (1, most)
-    )
+    if known is not None:
+        # The whole batch at once meets no gradients of an earlier part, as smaller parts do.
+        parts = micro < config.train.batch_size
+        many = known.activations + (0 if parts else known.gradients)
+    else:
+        # More than that cannot fit, and shapes far beyond it are none that torch could even count.
+        most = min(micro - 1, 1 + int((limit - one) * (micro - 1) / max(1.0, now - one)))
+        largest = _with(config, micro_batch_size=most)
+        many = estimate_memory(largest, vocab_size, dtype).activations
+    few = estimate_memory(_with(config, micro_batch_size=1), vocab_size, dtype)
     left = limit - batch_bytes(config) - few.weights - few.optimizer
     if max(few.activations, few.gradients + few.update) > left:
         return 0
-    if many.activations > left:
-        each = (many.activations - few.activations) / (most - 1)
+    if many > left:
+        each = (many - few.activations) / (most - 1)
         most = 1 + int((left - few.activations) / each)
+    most = min(most, micro - 1)
     return most if most <= 4 else 1 << (most.bit_length() - 1)
 
 

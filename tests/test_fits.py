@@ -16,19 +16,26 @@ from gpt.configfile import load_config
 from gpt.errors import UserError
 from gpt.fits import (
     Room,
+    batch_bytes,
     bounds,
     check_fits,
     fitting,
     is_out_of_memory,
     memory_errors,
     memory_for_inference,
-    rehearsed,
 )
+from gpt.lr.memory import estimate_memory
 from gpt.room import room
 from tests.conftest import ConfigMaker
 from tests.torture.runs import write_config
 
 CPU, VOCAB = torch.device("cpu"), 300
+
+
+def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
+    return batch_bytes(config) + estimate_memory(config, vocab_size, dtype).total
+
+
 ROOT = Path(__file__).parent.parent
 LLAMA = {"model.activation": "swiglu", "model.qk_norm": "false", "model.dropout": "0.1"}
 GPT2 = {"model.position": "learned", "model.norm": "layernorm", "model.activation": "gelu"}
