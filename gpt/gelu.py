@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
-    """`F.gelu(x, approximate=approximate)`: its result, its gradient, and never more time."""
+    """`F.gelu(x, approximate=approximate)`: its result and its gradient, to the bit."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         whole: Tensor = _gelu(x, approximate)
         return whole
