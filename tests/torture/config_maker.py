@@ -37,7 +37,7 @@ TINY: dict[str, Callable[[random.Random], Any]] = {
     "data.val_fraction": lambda rng: rng.choice([0.1, 0.1, 0.5, 0.03]),
     "data.text_field": lambda rng: "text",
     "data.encoding": lambda rng: rng.choice(["utf-8", "UTF8", "utf-8-sig"]),
-    "data.dir": lambda rng: "{shared}/data",
+    "data.dir": lambda rng: "{shared}/.data",  # hidden: no glob of a case finds it
     "tokenizer.kind": lambda rng: rng.choice(
         ["bytes"] * 4 + ["chars", "bpe", "{shared}/r.tiktoken"]
     ),
