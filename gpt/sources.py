@@ -68,7 +68,7 @@ def source_files(config: DataConfig) -> list[Path]:
             problems.append(f"data.source: {entry[:200]} cannot be read: {error}; check the path")
     if problems:
         raise UserError(*problems)
-    text_encoding(config)
+    _text_encoding(config)
     return list(found.values())
 
 
@@ -86,7 +86,7 @@ def file_stat(path: Path) -> os.stat_result:
 def _entry_files(entry: str) -> list[Path]:
     """The files that one entry names; `UserError` where there are none."""
     path = Path(entry).expanduser()
-    if entry == STDLIB and not path.exists():
+    if _is_library_name(entry):
         files = [file for file in _walk(stdlib_folder(), _NOT_LIBRARY) if _is_library(file)]
         lack = f"{stdlib_folder()} holds no .py files; this Python comes without its sources"
     elif path.is_dir():
@@ -138,7 +138,7 @@ def _is_library(file: Path) -> bool:
 
 def documents(config: DataConfig) -> Iterator[Document]:
     """All documents in order, empty ones too."""
-    library, encoding = _is_all_library(config), text_encoding(config)
+    library, encoding = _is_library_name(config.source), _text_encoding(config)
     for path in source_files(config):
         read = partial(read_text, path, encoding)
         match path.suffix.lower():
@@ -156,10 +156,10 @@ def documents(config: DataConfig) -> Iterator[Document]:
             yield Document(where, partial(iter, (clean_text(text),)))
 
 
-def text_encoding(config: DataConfig) -> str:
+def _text_encoding(config: DataConfig) -> str:
     """The encoding of the files, which is a name that Python knows; the library has its own."""
     name = config.encoding
-    if _is_all_library(config):
+    if _is_library_name(config.source):
         return "utf-8"
     try:
         "".encode(name)
@@ -172,8 +172,9 @@ def text_encoding(config: DataConfig) -> str:
     return name
 
 
-def _is_all_library(config: DataConfig) -> bool:
-    return config.source == STDLIB and not Path(STDLIB).exists()
+def _is_library_name(source: str | list[str]) -> bool:
+    """Whether that alone is named, and means the library: nothing here is called so."""
+    return source == STDLIB and not Path(STDLIB).exists()
 
 
 def _is_utf8(path: Path) -> bool:

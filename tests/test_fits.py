@@ -30,16 +30,14 @@ from tests.conftest import ConfigMaker
 from tests.torture.runs import write_config
 
 CPU, VOCAB = torch.device("cpu"), 300
-
-
-def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
-    return batch_bytes(config) + estimate_memory(config, vocab_size, dtype).total
-
-
 ROOT = Path(__file__).parent.parent
 LLAMA = {"model.activation": "swiglu", "model.qk_norm": "false", "model.dropout": "0.1"}
 GPT2 = {"model.position": "learned", "model.norm": "layernorm", "model.activation": "gelu"}
 GPT2 |= {"model.bias": "true", "model.qk_norm": "false", "model.tie_embeddings": "true"}
+
+
+def rehearsed(config: Config, vocab_size: int, dtype: torch.dtype) -> float:
+    return batch_bytes(config) + estimate_memory(config, vocab_size, dtype).total
 
 
 def sized(**changes: str) -> Config:

@@ -459,6 +459,14 @@ def test_one_row_equals_the_plain_model_with_every_option(n_head: int) -> None:
                 torch.testing.assert_close(logits, plain, atol=1e-4, rtol=0, msg=str(options))
 
 
+def test_one_row_hides_of_the_largest_weights_no_more_than_the_model() -> None:
+    model = build(tie_embeddings=False)
+    with torch.inference_mode():
+        model.tok_emb.weight.fill_(1e38)
+        logits = Decoder(model).next_logits([97], KVCache(model, 1, 8))[0]
+        torch.testing.assert_close(logits, uncached(model, [97]), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 def test_one_row_has_the_logits_of_the_model_where_squares_overflow(norm: str) -> None:
     model = build(tie_embeddings=False, norm=norm)

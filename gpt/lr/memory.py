@@ -145,13 +145,12 @@ def _rehearse(model: GPT, config: Config, vocab_size: int, dtype: torch.dtype) -
     rows = torch.zeros(batch, config.model.context_len, dtype=torch.int64)
     targets = torch.zeros_like(rows)
     there = [rows, targets]
-    live = LiveBytes()
-    live.ignore([*model.parameters(), *model.buffers()])
     if size < batch:  # from the second micro-batch on, the gradients of the earlier ones
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
             there.append(parameter.grad)
-    live.ignore(there)
+    live = LiveBytes()
+    live.ignore([*model.parameters(), *model.buffers(), *there])
     with live:
         with autocast(device, dtype):
             loss = loss_sum(model, rows[:size], targets[:size], gradient=1 / targets.numel())
