@@ -2,20 +2,25 @@
 
 import copy
 from collections.abc import Sequence
+from ctypes import CDLL
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from gpt.clibrary import c_library
 from gpt.kvcache import KVCache
 from gpt.model import GPT
 from gpt.onerow import OneRow, is_unrolled
+from gpt.onerow_c import OneRowC
+from gpt.packed import Packed
 from gpt.quantize import linear_bytes, pack
 
 __all__ = ["Decoder", "KVCache", "OneRow", "prefill"]
 
 # Below, the plain products of a few rows are as quick.
 BLOCKED_FROM_ROWS = 8
-MOST_BLOCKED_BYTES = 2 * 2**30
+MOST_COPIED_BYTES = 2 * 2**30
 
 
 def prefill(model: GPT, cache: KVCache, rows: Sequence[list[int]]) -> None:
@@ -45,9 +50,26 @@ class Decoder:
         self.model = copy.deepcopy(model, memo={id(one): one for one in shared}).eval()
         weight = model.final_norm.weight
         quick = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.one_row = OneRow(self.model) if quick and is_unrolled(model.config) else None
+        self._unrolled = quick and is_unrolled(model.config)
         self.blocks_pay = quick and isinstance(model.head, nn.Linear) and blocks_pay(model)
         self._blocked: GPT | None = None
+        self.slower_because = ""  # why one row is not calculated in C, once it has been
+
+    @cached_property
+    def one_row(self) -> OneRow | OneRowC | None:
+        """The quick step for one row: in C where a compiler made it, and copies stay small."""
+        if not self._unrolled:
+            return None
+        packed = [module for module in self.model.modules() if isinstance(module, Packed)]
+        copied = any(one.copies_rows for one in packed)
+        library = c_library("onerow")
+        if copied and linear_bytes(self.model) > MOST_COPIED_BYTES:
+            self.slower_because = "its weights are too many to be copied once more"
+        elif isinstance(library, CDLL):
+            return OneRowC(self.model)
+        else:
+            self.slower_because = library
+        return OneRow(self.model)
 
     def model_for(self, rows: int) -> GPT:
         """The model to use with so many rows: from some on, a copy in an order that suits them."""
@@ -73,4 +95,4 @@ class Decoder:
 def blocks_pay(model: GPT) -> bool:
     """Whether oneDNN is there, and a second copy of the weights is small enough to be kept."""
     there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return there and linear_bytes(model) <= MOST_BLOCKED_BYTES
+    return there and linear_bytes(model) <= MOST_COPIED_BYTES

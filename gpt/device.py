@@ -193,17 +193,26 @@ def keep_compiled() -> None:
     which others can make first, with code of theirs in it. Where there is no such folder, torch's
     default stays.
     """
-    if os.environ.get(_COMPILED_DIR):
-        return
+    folder = None if os.environ.get(_COMPILED_DIR) else compiled_folder()
+    if folder is not None:
+        os.environ[_COMPILED_DIR] = str(folder)
+
+
+def compiled_folder() -> Path | None:
+    """The folder for compiled code, in which nobody but the user can put any; None: there is none.
+
+    It may not be there yet; the one that it is in is.
+    """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt-train")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except (OSError, RuntimeError):  # no home, or not writable
-        return
+        return None
     own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
-        os.environ[_COMPILED_DIR] = str(folder / "compiled")
+    if not own or found.st_mode & 0o022 or not os.access(folder, os.W_OK):
+        return None
+    return folder / "compiled"
 
 
 @contextmanager

@@ -131,6 +131,8 @@ def answer(decoder: Decoder, tokenizer: Tokenizer, request: Request, prompts: li
     if request.stats:
         seconds = time.perf_counter() - start
         say(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s")
+        if decoder.slower_because:
+            say(f"note: one row at a time would be quicker, but {decoder.slower_because}")
 
 
 def show(pieces: Iterable[Piece], prompts: list[str], request: Request) -> Iterator[Piece]:

@@ -49,6 +49,28 @@ def is_unrolled(config: ModelConfig) -> bool:
     )
 
 
+class Embedding:
+    """Writes the embedding of a token, with its n-grams and its learned place, into one vector."""
+
+    def __init__(self, model: GPT, x: Floats) -> None:
+        """Takes the model and the vector (C,)."""
+        self.config, self.x = model.config, x
+        self.tokens = _array(model.tok_emb.weight)
+        self.ngrams = _array(model.ngram_emb.weight) if model.config.ngram > 1 else None
+        learned = model.config.position == "learned"
+        self.places = _array(model.pos_emb.weight) if learned else None
+
+    def __call__(self, token: int, at: int, cache: KVCache) -> None:
+        """Begins the stream of a token at position `at`."""
+        np.copyto(self.x, self.tokens[token])
+        if self.ngrams is not None:
+            ids = cache.after_earlier(torch.tensor([[token]]), slice(None))
+            before, rows = self.config.ngram - 1, self.config.ngram_rows
+            self.x += self.ngrams[ngram_rows(ids, before, rows)[0, 0].numpy()].sum(0)
+        if self.places is not None:
+            self.x += self.places[at]
+
+
 class OneRow:
     """`GPT.forward` for one token of one row, unrolled into as few operations as it takes.
 
@@ -77,11 +99,9 @@ class OneRow:
         self.y = self.mixed.reshape(self.q.shape)
         self.rotation = np.zeros((head_dim, head_dim), np.float32)
         self.diagonals = _diagonals(self.rotation)
-        self.places = None if rotary else _array(model.pos_emb.weight)
+        self.embed = Embedding(model, self.x)
         if rotary:
             self.cos, self.sin = _array(model.cos), _array(model.sin)
-        self.embedding = _array(model.tok_emb.weight)
-        self.of_ngrams = _array(model.ngram_emb.weight) if config.ngram > 1 else None
         self.blocks = [block for block in model.blocks.children() if isinstance(block, Block)]
         self.products = [self._cut(block) for block in self.blocks]
         logits, norm = self.logits.numpy()[0], model.final_norm
@@ -108,7 +128,9 @@ class OneRow:
         at = cache.lengths[0]
         cache.lengths[0] += 1
         with np.errstate(all="ignore"):  # broken weights show in the logits
-            self._embed(token, at, cache)
+            self.embed(token, at, cache)
+            if self.config.position == "rotary":
+                self._turn(at)
             for layer, products in enumerate(self.products):
                 attn_norm, mlp_norm = self.norms[layer]
                 products["qkv"].set(self._normalise(attn_norm))
@@ -123,19 +145,11 @@ class OneRow:
             self.head.set(self._normalise(self.final_norm))
         return self.logits
 
-    def _embed(self, token: int, at: int, cache: KVCache) -> None:
-        """Begins the stream, and with rotary positions the matrix that turns q and k of a token.
+    def _turn(self, at: int) -> None:
+        """Makes the matrix that turns q and k by a position's angles, all heads in one product.
 
-        The matrix turns all heads in one product; it has the four parts of `rotate` as diagonals.
+        It has the four parts of `rotate` as diagonals.
         """
-        np.copyto(self.x, self.embedding[token])
-        if self.of_ngrams is not None:
-            ids = cache.after_earlier(torch.tensor([[token]]), slice(None))
-            before, rows = self.config.ngram - 1, self.config.ngram_rows
-            self.x += self.of_ngrams[ngram_rows(ids, before, rows)[0, 0].numpy()].sum(0)
-        if self.places is not None:
-            self.x += self.places[at]
-            return
         same, other, cos_rest, minus = self.diagonals
         np.copyto(same, self.cos[at])
         np.copyto(cos_rest, same)

@@ -42,6 +42,10 @@ class Packed(nn.Module):
     in_features: int
     n_bytes: int
     """Of the weights as they are kept."""
+    rounds = False
+    """Whether what the layers read and give is rounded to bf16."""
+    copies_rows = True
+    """Whether `rows` are other memory than what `forward` reads."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Takes the layers; with biases all or none of them."""
@@ -58,6 +62,10 @@ class Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layers give for features (…, in_features), side by side."""
+        raise NotImplementedError
+
+    def rows(self) -> Tensor:
+        """The weights (sum of sizes, in_features) in their format, row after row."""
         raise NotImplementedError
 
     def part(self, index: int, x: Tensor) -> Tensor:
@@ -85,6 +93,8 @@ class Part(nn.Module):
 
 class Int8Linear(Packed):
     """Linear layers in int8, a step for each row of weights and one for each vector they meet."""
+
+    copies_rows = False
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Rounds the weights."""
@@ -116,6 +126,10 @@ class Int8Linear(Packed):
             y += self.bias
         return y.view(*x.shape[:-1], -1)
 
+    def rows(self) -> Tensor:
+        """The whole numbers, themselves."""
+        return self.whole
+
     def _multiply(self, whole: Tensor) -> Tensor:
         return torch._int_mm(whole.to(torch.int8), self.whole.mT).float()
 
@@ -144,6 +158,7 @@ class HalfLinear(Packed):
         self.shrink = 1 / power if largest < math.inf else math.nan
         weight = weight.nan_to_num(0, 0, 0)
         self.kernel = torch.ops.quantized.linear_prepack_fp16(weight * power, self.bias)
+        self.dtype = dtype
         self.n_bytes = 2 * weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,9 +166,16 @@ class HalfLinear(Packed):
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x * self.shrink, self.kernel)
         return y
 
+    def rows(self) -> Tensor:
+        """A copy in the format that they were rounded to."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.kernel)[0]
+        return weight.mul_(self.shrink).to(self.dtype)
+
 
 class BFloat16Linear(Packed):
     """Linear layers in bf16 for CPUs that multiply it, their weights in oneDNN's order."""
+
+    rounds = True
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Rounds the weights and puts them in that order."""
@@ -165,6 +187,11 @@ class BFloat16Linear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """What the layers give for features (…, in_features), side by side."""
         return _one_dnn(x.bfloat16(), self.kernel, self.bias).float()
+
+    def rows(self) -> Tensor:
+        """A copy in the plain order."""
+        weight: Tensor = self.kernel.to_dense()
+        return weight
 
 
 class BlockedLinear(Packed):

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.config import ModelConfig, TokenizerConfig
-from gpt.decode import Decoder, KVCache
+from gpt.decode import KVCache
 from gpt.errors import UserError
 from gpt.generate import TextStream, complete, encode_prompt, generate
 from gpt.model import GPT
-from gpt.products import Product
 from gpt.sampling import Sampling, choose, keep_likely
 from gpt.tokenizer import build_tokenizer
 
@@ -33,8 +32,9 @@ ARCHITECTURES: list[dict[str, Any]] = [
 def build(seed: int = 1, context_len: int = 64, **options: Any) -> GPT:
     """A model with strong opinions, so that errors show in its choices."""
     torch.manual_seed(seed)
-    shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "context_len": context_len}
-    model = GPT(ModelConfig(**shape, init="gpt2", init_std=0.2, **options), BYTES.vocab_size)
+    shape: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "context_len": context_len}
+    shape |= options
+    model = GPT(ModelConfig(**shape, init="gpt2", init_std=0.2), BYTES.vocab_size)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -406,88 +406,3 @@ def test_any_valid_settings_give_a_text(
 
 
 SMALL = build(context_len=8)
-
-
-@pytest.mark.parametrize("shape", [(16, 4), (19, 5), (3, 40), (65, 384)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_cut_product_equals_the_layer(shape: tuple[int, int], bias: bool) -> None:
-    torch.manual_seed(9)
-    linear = torch.nn.Linear(shape[1], shape[0], bias=bias)
-    x, y = torch.randn(shape[1]), torch.full((shape[0],), math.nan)
-    product = Product([linear], x.numpy(), y.numpy())
-    with torch.inference_mode():
-        product.set(2.0)
-        expected = torch.nn.functional.linear(2 * x, linear.weight, linear.bias)
-        torch.testing.assert_close(y, expected)
-        product.add()
-        torch.testing.assert_close(y, expected + linear(x))
-
-
-CHOICES: dict[str, list[Any]] = {
-    "position": ["learned", "rotary"],
-    "norm": ["layernorm", "rmsnorm"],
-    "activation": ["gelu", "gelu_tanh", "swiglu", "relu2"],
-    "bias": [False, True],
-    "tie_embeddings": [False, True],
-    "n_kv_head": [None, 2, 1],
-    "qk_norm": [False, True],
-}
-
-
-@pytest.mark.parametrize("n_head", [4, 1])
-def test_one_row_equals_the_plain_model_with_every_option(n_head: int) -> None:
-    for values in itertools.product(*CHOICES.values()):
-        options = dict(zip(CHOICES, values, strict=True))
-        if n_head == 1 and options["n_kv_head"] is not None:
-            continue
-        shape = {"n_layer": 2, "n_head": n_head, "n_embd": 24, "context_len": 8, "n_hidden": 37}
-        torch.manual_seed(10)
-        model = GPT(ModelConfig(**shape, init="gpt2", init_std=0.2, **options), 67).train()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        ids = torch.randint(67, (8,)).tolist()
-        cache, decoder = KVCache(model, 1, 8), Decoder(model)
-        assert decoder.one_row is not None
-        assert model.training
-        with torch.inference_mode():
-            cache.fill(decoder.model, 0, ids[:3])
-            for n in range(3, 8):
-                logits = decoder.next_logits([ids[n]], cache)[0]
-                plain = uncached(model, ids[: n + 1])
-                torch.testing.assert_close(logits, plain, atol=1e-4, rtol=0, msg=str(options))
-
-
-def test_one_row_hides_of_the_largest_weights_no_more_than_the_model() -> None:
-    model = build(tie_embeddings=False)
-    with torch.inference_mode():
-        model.tok_emb.weight.fill_(1e38)
-        logits = Decoder(model).next_logits([97], KVCache(model, 1, 8))[0]
-        torch.testing.assert_close(logits, uncached(model, [97]), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
-def test_one_row_has_the_logits_of_the_model_where_squares_overflow(norm: str) -> None:
-    model = build(tie_embeddings=False, norm=norm)
-    with torch.no_grad():
-        for weight in (model.tok_emb.weight, model.blocks[1].attn.wq.weight):
-            weight *= 1e30
-    ids = [97, 98, 99]
-    cache, decoder = KVCache(model, 1, 8), Decoder(model)
-    assert decoder.one_row is not None
-    with torch.inference_mode():
-        for end, token in enumerate(ids, start=1):
-            logits = decoder.next_logits([token], cache)[0]
-            expected = uncached(model, ids[:end])
-            assert expected.isfinite().all() == (norm == "rmsnorm"), "what torch's own norm gives"
-            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
-
-
-def test_one_row_hides_no_broken_weights() -> None:
-    for bad in (math.nan, math.inf):
-        model = build(tie_embeddings=False)
-        with torch.no_grad():
-            model.tok_emb.weight.fill_(bad)
-        with pytest.raises(UserError, match="not finite"):
-            complete(model, BYTES, ["ab"], Sampling(max_tokens=3))

@@ -34,8 +34,9 @@ LAYERS = [
         "packed",
         "pages",
     },
-    {"kvcache", "products", "quantize"},
+    {"kvcache", "products", "quantize", "clibrary"},
     {"onerow"},
+    {"onerow_c"},
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}
     | {"saved"}
     | {"health.finding", "report", "gauges", "machine"},
