@@ -62,7 +62,7 @@ class Decoder:
             return None
         packed = [module for module in self.model.modules() if isinstance(module, Packed)]
         copied = any(one.copies_rows for one in packed)
-        library = c_library("onerow")
+        library = c_library("decode")
         if copied and linear_bytes(self.model) > MOST_COPIED_BYTES:
             self.slower_because = "its weights are too many to be copied once more"
         elif isinstance(library, CDLL):

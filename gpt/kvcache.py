@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from gpt.attention_c import attend_rows, attends_in_c
 from gpt.model import GPT
 
 
@@ -48,59 +50,33 @@ class KVCache:
         self.recent[rows] = ids[:, ids.size(1) - self.recent.size(1) :]
         return ids
 
-    def next_token(self) -> "_NextToken | _NextTokenRagged":
+    def next_token(self) -> "_NextToken":
         """The cache as the model needs it to append one token to each row."""
-        same = len(set(self.lengths)) == 1
-        step = _NextToken(self) if same else _NextTokenRagged(self)
+        new = _NextToken(self)
         self.lengths = [length + 1 for length in self.lengths]
-        return step
+        return new
 
 
 class _Fill:
     """Writes the first tokens of one row."""
 
-    mask = None
-
     def __init__(self, cache: KVCache, row: int, length: int) -> None:
         self.cache, self.row, self.length = cache, row, length
         self.positions = torch.arange(length, device=cache.k[0].device)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         self.cache.k[layer][self.row, :, : self.length] = k[0]
         self.cache.v[layer][self.row, :, : self.length] = v[0]
-        return k, v
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=self.length > 1, scale=scale, enable_gqa=q.size(1) > k.size(1)
+        )
 
     def after_earlier(self, ids: Tensor) -> Tensor:
         return self.cache.after_earlier(ids, slice(self.row, self.row + 1))
 
 
-class _EachRow:
-    """Appends to every row."""
-
-    cache: KVCache
-
-    def after_earlier(self, ids: Tensor) -> Tensor:
-        return self.cache.after_earlier(ids, slice(None))
-
-
-class _NextToken(_EachRow):
-    """Appends one token to rows of one length: nothing to mask, nothing to look up."""
-
-    mask = None
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache, self.at = cache, cache.lengths[0]
-        self.positions = torch.tensor([self.at], device=cache.k[0].device)
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, at = self.cache.k[layer], self.cache.v[layer], self.at
-        keys[:, :, at : at + 1] = k
-        values[:, :, at : at + 1] = v
-        return keys[:, :, : at + 1], values[:, :, : at + 1]
-
-
-class _NextTokenRagged(_EachRow):
-    """Appends one token to rows of different lengths."""
+class _NextToken:
+    """Appends one token to each row."""
 
     def __init__(self, cache: KVCache) -> None:
         device = cache.k[0].device
@@ -108,11 +84,23 @@ class _NextTokenRagged(_EachRow):
         self.rows = torch.arange(len(cache.lengths), device=device)
         self.at = torch.tensor(cache.lengths, device=device)  # (B,)
         self.positions = self.at[:, None]  # (B, T = 1)
-        slots = torch.arange(self.used, device=device)
-        self.mask = (slots <= self.positions)[:, None, None, :]  # (B, 1, T = 1, S)
+        self.mask: Tensor | None = None
+        self.in_c = attends_in_c(cache.k[0])
+        if not self.in_c and len(set(cache.lengths)) > 1:  # else there is nothing to hide
+            slots = torch.arange(self.used, device=device)
+            self.mask = (slots <= self.positions)[:, None, None, :]  # (B, 1, T = 1, S)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         keys, values = self.cache.k[layer], self.cache.v[layer]
+        if self.in_c:
+            return attend_rows(q, k, v, keys, values, self.at, scale)
         keys[self.rows, :, self.at] = k[:, :, 0]
         values[self.rows, :, self.at] = v[:, :, 0]
-        return keys[:, :, : self.used], values[:, :, : self.used]
+        keys, values = keys[:, :, : self.used], values[:, :, : self.used]  # (B, H, S, D)
+        grouped = q.size(1) > k.size(1)
+        return F.scaled_dot_product_attention(
+            q, keys, values, self.mask, scale=scale, enable_gqa=grouped
+        )
+
+    def after_earlier(self, ids: Tensor) -> Tensor:
+        return self.cache.after_earlier(ids, slice(None))

@@ -37,12 +37,11 @@ class Cache(Protocol):
     def positions(self) -> Tensor:
         """Places of the new tokens in their sequences: (T,), or (B, T) where rows differ."""
 
-    @property
-    def mask(self) -> Tensor | None:
-        """True where a new token may look, (B, 1, T, S); None: causal, nothing to hide."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """Stores keys and values of new tokens, and gives what their q see in all so far.
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values (B, H, T, D); returns all of them so far (B, H, S, D)."""
+        All are (B, H, T, D); k and v may have fewer heads. A scale of None is 1 / sqrt(D).
+        """
 
     def after_earlier(self, ids: Tensor) -> Tensor:
         """Stores new ids (B, T); returns them behind the last ngram - 1, -1 where there are none.
@@ -77,17 +76,14 @@ class Attention(nn.Module):
             k = F.rms_norm(k, (self.head_dim,), eps=self.norm_eps)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mask = None
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-            mask = cache.mask
-        causal = mask is None and q.size(2) > 1
-        if causal and dense_backward_pays(q, k, v):
-            y = causal_attention(q, k, v, self.scale)  # (B, H, T, D)
+            y = cache.attend(self.layer, q, k, v, self.scale)  # (B, H, T, D)
+        elif q.size(2) > 1 and dense_backward_pays(q, k, v):
+            y = causal_attention(q, k, v, self.scale)
         else:
             y = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
-            )  # (B, H, T, D)
+                q, k, v, is_causal=q.size(2) > 1, scale=self.scale, enable_gqa=self.grouped
+            )
         out: Tensor = self.wo(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
 

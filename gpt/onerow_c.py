@@ -1,4 +1,4 @@
-"""One token of one row on the CPU, in C: fills the structures of onerow.c from a model."""
+"""One token of one row on the CPU, in C: fills the structures of decode.c from a model."""
 
 import ctypes
 
@@ -11,7 +11,7 @@ from gpt.model import GPT, Block, attention_scale
 from gpt.onerow import Embedding
 from gpt.packed import Packed, Part
 
-# As onerow.c numbers them.
+# As decode.c numbers them.
 FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 NORMS = ["layernorm", "rmsnorm"]
 ACTIVATIONS = ["gelu", "gelu_tanh", "swiglu", "relu2"]
@@ -64,7 +64,7 @@ class OneRowC:
 
     def __init__(self, model: GPT) -> None:
         """Takes a model on the CPU, in fp32 or packed, whose config `is_unrolled`."""
-        library, config = c_library("onerow"), model.config
+        library, config = c_library("decode"), model.config
         assert isinstance(library, ctypes.CDLL), library
         self._run = library.next_logits
         self._run.argtypes, self._run.restype = [ctypes.POINTER(_Model), ctypes.c_int64], None

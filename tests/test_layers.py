@@ -34,7 +34,9 @@ LAYERS = [
         "packed",
         "pages",
     },
-    {"kvcache", "products", "quantize", "clibrary"},
+    {"products", "quantize", "clibrary"},
+    {"attention_c"},
+    {"kvcache"},
     {"onerow"},
     {"onerow_c"},
     {"shards", "batches", "data", "optim", "decode", "generate", "plot", "history", "health"}

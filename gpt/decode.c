@@ -1,4 +1,5 @@
-/* One token of one row through a GPT, on all cores: what onerow_c.py fills these structures for.
+/* The next token of one row through a whole GPT, for onerow_c.py, and the attention of the next
+   tokens of many rows, for kvcache.py: on the CPU, on all cores, called through ctypes.
 
    A token's products read every weight once and calculate little, so memory sets the pace. Rows lie
    one after another, and each is asked for LOOK_AHEAD bytes before it is needed: processors look
@@ -11,12 +12,16 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
 #endif
 
 enum { FP32, BF16, FP16, INT8 };             /* formats of weights */
 enum { LAYERNORM, RMSNORM };                 /* norms */
 enum { GELU, GELU_TANH, SWIGLU, RELU2 };     /* activations */
-enum { LANES = 64, FEW_LANES = 16, LOOK_AHEAD = 4096, CACHE_LINE = 64 };
+enum { LANES = 64, FEW_LANES = 16, LOOK_AHEAD = 4096, TOKENS_AHEAD = 32 };
+enum { CACHE_LINE = 64 };
 
 struct product {          /* a linear layer, or several that read the same */
     const void *weight;   /* rows x width; NULL: no such layer */
@@ -37,6 +42,17 @@ struct block {
     struct product qkv[3];        /* or one product for all three */
     struct product out, up, gate, down;
     float *keys, *values;         /* (n_kv_head, room, head_dim) */
+};
+
+struct rows {             /* new tokens, one of each row, and what came before them */
+    const float *q, *k, *v;                /* heads side by side, behind the qk-norm, turned */
+    int64_t q_stride, k_stride, v_stride;  /* floats from a row to the next */
+    float *keys, *values;                  /* (rows, n_kv_head, room, head_dim) */
+    const int64_t *lengths;                /* tokens of each row before the new one */
+    float *y, *scratch;                    /* (rows, n_head, head_dim); (threads, room) */
+    int64_t rows, n_head, n_kv_head, head_dim, room;
+    float scale;
+    int32_t threads;
 };
 
 struct model {
@@ -92,6 +108,12 @@ static inline float sum_of(float *lanes, int count)
     return lanes[0];
 }
 
+static inline void ask_for(const float *numbers, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += CACHE_LINE / (int)sizeof *numbers)
+        __builtin_prefetch(numbers + i);
+}
+
 #define ROW_TIMES_VECTOR(name, type, value)                                                        \
     static inline float name(const type *row, const float *x, int64_t width)                       \
     {                                                                                              \
@@ -131,6 +153,19 @@ static inline float dot(const float *a, const float *b, int64_t length)
         for (int lane = 0; lane < FEW_LANES; lane++) lanes[lane] += a[at + lane] * b[at + lane];
     for (; at < length; at++) lanes[at % FEW_LANES] += a[at] * b[at];
     return sum_of(lanes, FEW_LANES);
+}
+
+/* e^x for x up to 0, to the last digit or two; written such that several are made at once. */
+static inline float exponential(float x)
+{
+    x = x < -87 ? -87 : x; /* and no less: 1.6e-38 beside a sum of at least 1 */
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f; /* n ln 2 */
+    float sum = 1 + r / 7;
+    for (int k = 6; k > 0; k--) sum = 1 + sum * r * (1.0f / (float)k);
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return sum * power;
 }
 
 /* Shares of the threads ----------------------------------------------------------------------- */
@@ -247,7 +282,30 @@ static void place(const struct model *m, float *head, int64_t at)
     }
 }
 
-/* Softmax attention of the newest token, for this thread's heads of keys and their queries. */
+/* What the queries (count, size) of the newest token see in the `length` keys and values so far. */
+static void softmax_attention(const float *q, int64_t count, const float *keys, const float *values,
+                              int64_t length, int64_t size, float scale, float *y, float *scores)
+{
+    for (; count > 0; count--, q += size, y += size) {
+        float top = -INFINITY, total = 0;
+        for (int64_t s = 0; s < length; s++) {
+            int64_t later = s + TOKENS_AHEAD;
+            ask_for(later < length ? keys + later * size : values + (later - length) * size, size);
+            scores[s] = dot(q, keys + s * size, size) * scale;
+            top = fmaxf(top, scores[s]);
+        }
+        for (int64_t s = 0; s < length; s++) scores[s] = exponential(scores[s] - top);
+        for (int64_t i = 0; i < size; i++) y[i] = 0;
+        for (int64_t s = 0; s < length; s++) {
+            if (s + TOKENS_AHEAD < length) ask_for(values + (s + TOKENS_AHEAD) * size, size);
+            total += scores[s];
+            for (int64_t i = 0; i < size; i++) y[i] += scores[s] * values[s * size + i];
+        }
+        for (int64_t i = 0; i < size; i++) y[i] /= total;
+    }
+}
+
+/* Appends the newest token's keys and values, and attends: this thread's heads of keys. */
 static void attend(const struct model *m, const struct block *b, int64_t at, int thread,
                    int threads, float *scores)
 {
@@ -260,22 +318,10 @@ static void attend(const struct model *m, const struct block *b, int64_t at, int
         place(m, new_key, at);
         memcpy(keys + at * size, new_key, (size_t)size * sizeof *keys);
         memcpy(values + at * size, new_value, (size_t)size * sizeof *values);
-        for (int64_t query = head * group; query < (head + 1) * group; query++) {
-            float *q = m->qkv + query * size, *y = m->mixed + query * size;
-            float top = -INFINITY, total = 0;
-            place(m, q, at);
-            for (int64_t s = 0; s <= at; s++) {
-                scores[s] = dot(q, keys + s * size, size) * m->attention_scale;
-                top = fmaxf(top, scores[s]);
-            }
-            for (int64_t i = 0; i < size; i++) y[i] = 0;
-            for (int64_t s = 0; s <= at; s++) {
-                float weight = expf(scores[s] - top);
-                total += weight;
-                for (int64_t i = 0; i < size; i++) y[i] += weight * values[s * size + i];
-            }
-            for (int64_t i = 0; i < size; i++) y[i] /= total;
-        }
+        float *queries = m->qkv + head * group * size;
+        for (int64_t i = 0; i < group; i++) place(m, queries + i * size, at);
+        softmax_attention(queries, group, keys, values, at + 1, size, m->attention_scale,
+                          m->mixed + head * group * size, scores);
     }
 }
 
@@ -296,16 +342,28 @@ static void activate(const struct model *m, int thread, int threads)
 
 /* The model ----------------------------------------------------------------------------------- */
 
+/* Appends the new keys and values of each row, and attends. A row does not depend on the others. */
+void attend_rows(const struct rows *r)
+{
+    int64_t size = r->head_dim, group = r->n_head / r->n_kv_head;
+#pragma omp parallel for num_threads(r->threads) schedule(dynamic, 4)
+    for (int64_t i = 0; i < r->rows * r->n_kv_head; i++) {
+        int64_t row = i / r->n_kv_head, head = i % r->n_kv_head, at = r->lengths[row];
+        float *keys = r->keys + i * r->room * size, *values = r->values + i * r->room * size;
+        memcpy(keys + at * size, r->k + row * r->k_stride + head * size, (size_t)size * sizeof *keys);
+        memcpy(values + at * size, r->v + row * r->v_stride + head * size, (size_t)size * sizeof *values);
+        softmax_attention(r->q + row * r->q_stride + head * group * size, group, keys, values, at + 1,
+                          size, r->scale, r->y + (row * r->n_head + head * group) * size,
+                          r->scratch + omp_get_thread_num() * r->room);
+    }
+}
+
 /* From the token's embedding in m->x, at position `at`, to m->logits; appends it to the cache. */
 void next_logits(const struct model *m, int64_t at)
 {
 #pragma omp parallel num_threads(m->threads)
     {
-#ifdef _OPENMP
         int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-#else
-        int thread = 0, threads = 1;
-#endif
         float *scratch = m->scratch + thread * m->scratch_size;
         for (const struct block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
             if (thread == 0) normalise(m, &b->attn_norm);
