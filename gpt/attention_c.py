@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gpt.clibrary import c_library
 
+# As decode.c numbers them.
+FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+
 
 class _Rows(ctypes.Structure):
     _fields_ = [
@@ -19,14 +22,14 @@ class _Rows(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("keys", "values", "lengths", "y", "scratch")),
         *((name, ctypes.c_int64) for name in ("rows", "n_head", "n_kv_head", "head_dim", "room")),
         ("scale", ctypes.c_float),
-        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("cache_format", "threads")),
     ]
 
 
 def attends_in_c(keys: Tensor) -> bool:
-    """Whether `attend_rows` is there for a cache of such keys: on a CPU, in fp32, a C compiler."""
-    plain = keys.device.type == "cpu" and keys.dtype == torch.float32
-    return plain and isinstance(c_library("decode"), ctypes.CDLL)
+    """Whether `attend_rows` is there for such keys: on a CPU, in fp32 or bf16, a C compiler."""
+    known = keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16)
+    return known and isinstance(c_library("decode"), ctypes.CDLL)
 
 
 def attend_rows(
@@ -56,6 +59,7 @@ def attend_rows(
         *(each.data_ptr() for each in (keys, values, lengths, y, scratch)),
         *(q.size(0), q.size(1), k.size(1), size, keys.size(2)),
         size**-0.5 if scale is None else scale,
+        FORMATS.index(keys.dtype),
         threads,
     )
     library.attend_rows(ctypes.byref(rows))

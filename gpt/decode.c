@@ -5,7 +5,7 @@
    one after another, and each is asked for LOOK_AHEAD bytes before it is needed: processors look
    ahead too, but not across the ends of short rows and of pages. Sums are kept in LANES parts, in
    whose order no rounding is left to the compiler: what a row gives does not depend on the threads.
-   Names are those of model.py; all vectors are fp32. */
+   Names are those of model.py; all vectors are fp32, keys and values fp32 or bf16. */
 
 #include <math.h>
 #include <stdint.h>
@@ -22,6 +22,8 @@ enum { LAYERNORM, RMSNORM };                 /* norms */
 enum { GELU, GELU_TANH, SWIGLU, RELU2 };     /* activations */
 enum { LANES = 64, FEW_LANES = 16, LOOK_AHEAD = 4096, TOKENS_AHEAD = 32 };
 enum { CACHE_LINE = 64 };
+/* Where formats and numbers of lanes are constants, loops become vector instructions. */
+#define INLINE static inline __attribute__((always_inline))
 
 struct product {          /* a linear layer, or several that read the same */
     const void *weight;   /* rows x width; NULL: no such layer */
@@ -41,25 +43,25 @@ struct block {
     struct norm attn_norm, mlp_norm;
     struct product qkv[3];        /* or one product for all three */
     struct product out, up, gate, down;
-    float *keys, *values;         /* (n_kv_head, room, head_dim) */
+    char *keys, *values;          /* (n_kv_head, room, head_dim) */
 };
 
 struct rows {             /* new tokens, one of each row, and what came before them */
     const float *q, *k, *v;                /* heads side by side, behind the qk-norm, turned */
     int64_t q_stride, k_stride, v_stride;  /* floats from a row to the next */
-    float *keys, *values;                  /* (rows, n_kv_head, room, head_dim) */
+    char *keys, *values;                   /* (rows, n_kv_head, room, head_dim) */
     const int64_t *lengths;                /* tokens of each row before the new one */
     float *y, *scratch;                    /* (rows, n_head, head_dim); (threads, room) */
     int64_t rows, n_head, n_kv_head, head_dim, room;
     float scale;
-    int32_t threads;
+    int32_t cache_format, threads;
 };
 
 struct model {
     int64_t n_layer, n_head, n_kv_head, head_dim, n_embd, n_hidden;
     int64_t room;                 /* tokens that the cache has room for */
     int64_t scratch_size;         /* floats of each thread */
-    int32_t norm, activation, qk_norm, threads;
+    int32_t norm, activation, qk_norm, cache_format, threads;
     float norm_eps, attention_scale;
     const float *cos, *sin;       /* (context_len, head_dim / 2), or NULL */
     struct block *blocks;
@@ -68,11 +70,9 @@ struct model {
     float *x, *normed, *qkv, *mixed, *hidden, *gate, *logits, *scratch;
 };
 
-/* Numbers of 16 bits ------------------------------------------------------------------------- */
+/* Numbers ------------------------------------------------------------------------------------ */
 
-static inline float of_fp32(float number) { return number; }
-
-static inline float of_bf16(uint16_t half)
+INLINE float of_bf16(uint16_t half)
 {
     uint32_t bits = (uint32_t)half << 16;
     float number;
@@ -80,7 +80,7 @@ static inline float of_bf16(uint16_t half)
     return number;
 }
 
-static inline float of_fp16(uint16_t half)
+INLINE float of_fp16(uint16_t half)
 {
     uint32_t size = half & 0x7fff, bits = (size << 13) + (112u << 23);
     if (size >= 0x7c00) bits += 112u << 23;    /* infinite, or no number */
@@ -90,50 +90,54 @@ static inline float of_fp16(uint16_t half)
     return half & 0x8000 ? -number : number;
 }
 
-static inline float rounded_to_bf16(float number)
+INLINE uint16_t to_bf16(float number)
 {
     uint32_t bits;
     memcpy(&bits, &number, sizeof bits);
-    bits += 0x7fff + (bits >> 16 & 1); /* to the nearest, from the middle to the even one */
-    uint16_t half = (uint16_t)(bits >> 16);
-    return isnan(number) ? NAN : of_bf16(half);
+    uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1); /* from the middle to the even one */
+    return isnan(number) ? 0x7fc0 : (uint16_t)(nearest >> 16);
 }
+
+/* A number of a row in a format that the compiler knows where this is used. */
+INLINE float number_at(const void *row, int64_t at, int format)
+{
+    if (format == FP32) return ((const float *)row)[at];
+    uint16_t half = ((const uint16_t *)row)[at];
+    return format == BF16 ? of_bf16(half) : of_fp16(half);
+}
+
+INLINE int64_t bytes_of(int format) { return format == FP32 ? 4 : format == INT8 ? 1 : 2; }
 
 /* Sums ---------------------------------------------------------------------------------------- */
 
-static inline float sum_of(float *lanes, int count)
+INLINE void ask_for(const void *memory, int64_t n_bytes)
 {
-    for (int half = count / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+    for (int64_t byte = 0; byte < n_bytes; byte += CACHE_LINE)
+        __builtin_prefetch((const char *)memory + byte);
 }
 
-static inline void ask_for(const float *numbers, int64_t count)
+/* A row times a vector, in `lanes` sums; of what lies `ahead` bytes behind, each part is asked for. */
+INLINE float row_times(const void *row, int format, const float *x, int64_t width, int lanes,
+                       int ahead)
 {
-    for (int64_t i = 0; i < count; i += CACHE_LINE / (int)sizeof *numbers)
-        __builtin_prefetch(numbers + i);
-}
-
-#define ROW_TIMES_VECTOR(name, type, value)                                                        \
-    static inline float name(const type *row, const float *x, int64_t width)                       \
-    {                                                                                              \
-        float lanes[LANES] = {0};                                                                  \
-        int64_t at = 0;                                                                            \
-        for (; at + LANES <= width; at += LANES) {                                                 \
-            for (int byte = 0; byte < LANES * (int)sizeof(type); byte += CACHE_LINE)               \
-                __builtin_prefetch((const char *)(row + at) + LOOK_AHEAD + byte);                  \
-            for (int lane = 0; lane < LANES; lane++)                                               \
-                lanes[lane] += value(row[at + lane]) * x[at + lane];                               \
-        }                                                                                          \
-        for (; at < width; at++) lanes[at % LANES] += value(row[at]) * x[at];                      \
-        return sum_of(lanes, LANES);                                                               \
+    float sums[LANES] = {0};
+    int64_t at = 0;
+    for (; at + lanes <= width; at += lanes) {
+        if (ahead) ask_for((const char *)row + at * bytes_of(format) + ahead, lanes * bytes_of(format));
+        for (int i = 0; i < lanes; i++) sums[i] += number_at(row, at + i, format) * x[at + i];
     }
+    for (; at < width; at++) sums[at % lanes] += number_at(row, at, format) * x[at];
+    for (int half = lanes / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
 
-ROW_TIMES_VECTOR(fp32_row, float, of_fp32)
-ROW_TIMES_VECTOR(bf16_row, uint16_t, of_bf16)
-ROW_TIMES_VECTOR(fp16_row, uint16_t, of_fp16)
+INLINE float dot(const float *a, const float *b, int64_t length)
+{
+    return row_times(a, FP32, b, length, FEW_LANES, 0);
+}
 
-static inline int32_t int8_row(const int8_t *row, const int16_t *x, int64_t width)
+INLINE int32_t whole_row_times(const int8_t *row, const int16_t *x, int64_t width)
 {
     int32_t sum = 0;
     int64_t at = 0;
@@ -145,18 +149,8 @@ static inline int32_t int8_row(const int8_t *row, const int16_t *x, int64_t widt
     return sum;
 }
 
-static inline float dot(const float *a, const float *b, int64_t length)
-{
-    float lanes[FEW_LANES] = {0};
-    int64_t at = 0;
-    for (; at + FEW_LANES <= length; at += FEW_LANES)
-        for (int lane = 0; lane < FEW_LANES; lane++) lanes[lane] += a[at + lane] * b[at + lane];
-    for (; at < length; at++) lanes[at % FEW_LANES] += a[at] * b[at];
-    return sum_of(lanes, FEW_LANES);
-}
-
 /* e^x for x up to 0, to the last digit or two; written such that several are made at once. */
-static inline float exponential(float x)
+INLINE float exponential(float x)
 {
     x = x < -87 ? -87 : x; /* and no less: 1.6e-38 beside a sum of at least 1 */
     float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f; /* n ln 2 */
@@ -174,12 +168,12 @@ struct part {
     int64_t first, end;
 };
 
-static inline void wait_for_all(void)
+INLINE void wait_for_all(void)
 {
 #pragma omp barrier
 }
 
-static inline struct part share(int64_t count, int thread, int threads)
+INLINE struct part share(int64_t count, int thread, int threads)
 {
     return (struct part){count * thread / threads, count * (thread + 1) / threads};
 }
@@ -212,8 +206,8 @@ static void multiply_int8(const struct product *p, const float *x, float *y, int
     int coarse = squares < (float)width * (LARGEST / OUTLIER) * (LARGEST / OUTLIER);
     for (int64_t row = rows.first; row < rows.end; row++) {
         const int8_t *weights = (const int8_t *)p->weight + row * width;
-        float sum = (float)int8_row(weights, whole, width);
-        if (coarse) sum += (float)int8_row(weights, rest, width) * (1 / FINER);
+        float sum = (float)whole_row_times(weights, whole, width);
+        if (coarse) sum += (float)whole_row_times(weights, rest, width) * (1 / FINER);
         float out = sum * (largest / LARGEST) * p->step[row];
         if (p->bias) out += p->bias[row];
         y[row] = p->factor * out + (adds ? y[row] : 0);
@@ -230,16 +224,20 @@ static void multiply(const struct product *p, const float *x, float *y, int adds
         return;
     }
     if (p->rounds) {
-        for (int64_t i = 0; i < p->width; i++) scratch[i] = rounded_to_bf16(x[i]);
+        for (int64_t i = 0; i < p->width; i++) scratch[i] = of_bf16(to_bf16(x[i]));
         x = scratch;
     }
+    int64_t width = p->width;
     for (int64_t row = rows.first; row < rows.end; row++) {
-        int64_t start = row * p->width;
-        float out = p->bias ? p->bias[row] : 0;
-        if (p->format == FP32) out += fp32_row((const float *)p->weight + start, x, p->width);
-        if (p->format == BF16) out += bf16_row((const uint16_t *)p->weight + start, x, p->width);
-        if (p->format == FP16) out += fp16_row((const uint16_t *)p->weight + start, x, p->width);
-        if (p->rounds) out = rounded_to_bf16(out);
+        const char *weights = (const char *)p->weight + row * width * bytes_of(p->format);
+        float out = 0;
+        switch (p->format) {
+        case FP32: out = row_times(weights, FP32, x, width, LANES, LOOK_AHEAD); break;
+        case BF16: out = row_times(weights, BF16, x, width, LANES, LOOK_AHEAD); break;
+        case FP16: out = row_times(weights, FP16, x, width, LANES, LOOK_AHEAD); break;
+        }
+        if (p->bias) out += p->bias[row];
+        if (p->rounds) out = of_bf16(to_bf16(out));
         y[row] = p->factor * out + (adds ? y[row] : 0);
     }
 }
@@ -282,46 +280,66 @@ static void place(const struct model *m, float *head, int64_t at)
     }
 }
 
-/* What the queries (count, size) of the newest token see in the `length` keys and values so far. */
-static void softmax_attention(const float *q, int64_t count, const float *keys, const float *values,
+/* What a query of the newest token sees in the keys and values (length, size) so far. */
+INLINE void softmax_attention(const float *q, const char *keys, const char *values, int format,
                               int64_t length, int64_t size, float scale, float *y, float *scores)
 {
-    for (; count > 0; count--, q += size, y += size) {
-        float top = -INFINITY, total = 0;
-        for (int64_t s = 0; s < length; s++) {
-            int64_t later = s + TOKENS_AHEAD;
-            ask_for(later < length ? keys + later * size : values + (later - length) * size, size);
-            scores[s] = dot(q, keys + s * size, size) * scale;
-            top = fmaxf(top, scores[s]);
+    int64_t token = size * bytes_of(format);
+    float top = -INFINITY, total = 0;
+    for (int64_t s = 0; s < length; s++) {
+        int64_t later = s + TOKENS_AHEAD;
+        ask_for(later < length ? keys + later * token : values + (later - length) * token, token);
+        scores[s] = row_times(keys + s * token, format, q, size, FEW_LANES, 0) * scale;
+        top = fmaxf(top, scores[s]);
+    }
+    for (int64_t s = 0; s < length; s++) scores[s] = exponential(scores[s] - top);
+    for (int64_t i = 0; i < size; i++) y[i] = 0;
+    for (int64_t s = 0; s < length; s++) {
+        if (s + TOKENS_AHEAD < length) ask_for(values + (s + TOKENS_AHEAD) * token, token);
+        total += scores[s];
+        for (int64_t i = 0; i < size; i++)
+            y[i] += scores[s] * number_at(values + s * token, i, format);
+    }
+    for (int64_t i = 0; i < size; i++) y[i] /= total;
+}
+
+/* Appends a newest key and value (size) to `at` earlier ones, and gives what its queries see. */
+static void attend_head(const float *q, const float *k, const float *v, int64_t queries, char *keys,
+                        char *values, int format, int64_t at, int64_t size, float scale, float *y,
+                        float *scores)
+{
+    int64_t token = size * bytes_of(format);
+    if (format == FP32) {
+        memcpy(keys + at * token, k, (size_t)token);
+        memcpy(values + at * token, v, (size_t)token);
+    } else {
+        for (int64_t i = 0; i < size; i++) {
+            ((uint16_t *)(keys + at * token))[i] = to_bf16(k[i]);
+            ((uint16_t *)(values + at * token))[i] = to_bf16(v[i]);
         }
-        for (int64_t s = 0; s < length; s++) scores[s] = exponential(scores[s] - top);
-        for (int64_t i = 0; i < size; i++) y[i] = 0;
-        for (int64_t s = 0; s < length; s++) {
-            if (s + TOKENS_AHEAD < length) ask_for(values + (s + TOKENS_AHEAD) * size, size);
-            total += scores[s];
-            for (int64_t i = 0; i < size; i++) y[i] += scores[s] * values[s * size + i];
-        }
-        for (int64_t i = 0; i < size; i++) y[i] /= total;
+    }
+    for (int64_t n = 0; n < queries; n++, q += size, y += size) {
+        if (format == FP32)
+            softmax_attention(q, keys, values, FP32, at + 1, size, scale, y, scores);
+        else
+            softmax_attention(q, keys, values, BF16, at + 1, size, scale, y, scores);
     }
 }
 
-/* Appends the newest token's keys and values, and attends: this thread's heads of keys. */
+/* Attention of the newest token: this thread's heads of keys, and their queries. */
 static void attend(const struct model *m, const struct block *b, int64_t at, int thread,
                    int threads, float *scores)
 {
     int64_t size = m->head_dim, group = m->n_head / m->n_kv_head;
     struct part heads = share(m->n_kv_head, thread, threads);
     for (int64_t head = heads.first; head < heads.end; head++) {
-        float *new_key = m->qkv + (m->n_head + head) * size;
-        const float *new_value = m->qkv + (m->n_head + m->n_kv_head + head) * size;
-        float *keys = b->keys + head * m->room * size, *values = b->values + head * m->room * size;
-        place(m, new_key, at);
-        memcpy(keys + at * size, new_key, (size_t)size * sizeof *keys);
-        memcpy(values + at * size, new_value, (size_t)size * sizeof *values);
-        float *queries = m->qkv + head * group * size;
-        for (int64_t i = 0; i < group; i++) place(m, queries + i * size, at);
-        softmax_attention(queries, group, keys, values, at + 1, size, m->attention_scale,
-                          m->mixed + head * group * size, scores);
+        float *q = m->qkv + head * group * size, *k = m->qkv + (m->n_head + head) * size;
+        const float *v = k + m->n_kv_head * size;
+        int64_t start = head * m->room * size * bytes_of(m->cache_format);
+        for (int64_t i = 0; i < group; i++) place(m, q + i * size, at);
+        place(m, k, at);
+        attend_head(q, k, v, group, b->keys + start, b->values + start, m->cache_format, at, size,
+                    m->attention_scale, m->mixed + head * group * size, scores);
     }
 }
 
@@ -348,13 +366,13 @@ void attend_rows(const struct rows *r)
     int64_t size = r->head_dim, group = r->n_head / r->n_kv_head;
 #pragma omp parallel for num_threads(r->threads) schedule(dynamic, 4)
     for (int64_t i = 0; i < r->rows * r->n_kv_head; i++) {
-        int64_t row = i / r->n_kv_head, head = i % r->n_kv_head, at = r->lengths[row];
-        float *keys = r->keys + i * r->room * size, *values = r->values + i * r->room * size;
-        memcpy(keys + at * size, r->k + row * r->k_stride + head * size, (size_t)size * sizeof *keys);
-        memcpy(values + at * size, r->v + row * r->v_stride + head * size, (size_t)size * sizeof *values);
-        softmax_attention(r->q + row * r->q_stride + head * group * size, group, keys, values, at + 1,
-                          size, r->scale, r->y + (row * r->n_head + head * group) * size,
-                          r->scratch + omp_get_thread_num() * r->room);
+        int64_t row = i / r->n_kv_head, head = i % r->n_kv_head;
+        int64_t start = i * r->room * size * bytes_of(r->cache_format);
+        attend_head(r->q + row * r->q_stride + head * group * size,
+                    r->k + row * r->k_stride + head * size, r->v + row * r->v_stride + head * size,
+                    group, r->keys + start, r->values + start, r->cache_format, r->lengths[row], size,
+                    r->scale, r->y + (row * r->n_head + head * group) * size,
+                    r->scratch + omp_get_thread_num() * r->room);
     }
 }
 

@@ -13,14 +13,13 @@ from gpt.kvcache import KVCache
 from gpt.model import GPT
 from gpt.onerow import OneRow, is_unrolled
 from gpt.onerow_c import OneRowC
-from gpt.packed import Packed
 from gpt.quantize import linear_bytes, pack
 
 __all__ = ["Decoder", "KVCache", "OneRow", "prefill"]
 
 # Below, the plain products of a few rows are as quick.
 BLOCKED_FROM_ROWS = 8
-MOST_COPIED_BYTES = 2 * 2**30
+MOST_BLOCKED_BYTES = 2 * 2**30
 
 
 def prefill(model: GPT, cache: KVCache, rows: Sequence[list[int]]) -> None:
@@ -57,18 +56,13 @@ class Decoder:
 
     @cached_property
     def one_row(self) -> OneRow | OneRowC | None:
-        """The quick step for one row: in C where a compiler made it, and copies stay small."""
+        """The quick step for one row, where there is one: in C if a compiler made it."""
         if not self._unrolled:
             return None
-        packed = [module for module in self.model.modules() if isinstance(module, Packed)]
-        copied = any(one.copies_rows for one in packed)
         library = c_library("decode")
-        if copied and linear_bytes(self.model) > MOST_COPIED_BYTES:
-            self.slower_because = "its weights are too many to be copied once more"
-        elif isinstance(library, CDLL):
+        if isinstance(library, CDLL):
             return OneRowC(self.model)
-        else:
-            self.slower_because = library
+        self.slower_because = library
         return OneRow(self.model)
 
     def model_for(self, rows: int) -> GPT:
@@ -95,4 +89,4 @@ class Decoder:
 def blocks_pay(model: GPT) -> bool:
     """Whether oneDNN is there, and a second copy of the weights is small enough to be kept."""
     there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return there and linear_bytes(model) <= MOST_COPIED_BYTES
+    return there and linear_bytes(model) <= MOST_BLOCKED_BYTES

@@ -6,18 +6,24 @@ from torch.nn import functional as F
 
 from gpt.attention_c import attend_rows, attends_in_c
 from gpt.model import GPT
+from gpt.packed import Part
 
 
 class KVCache:
-    """Keys and values of B rows, each row as long as it is; room for `size` tokens a row."""
+    """Keys and values of B rows, each row as long as it is; room for `size` tokens a row.
+
+    In the model's own format; in bf16 also where its layers give numbers rounded to bf16, and what
+    reads them here can.
+    """
 
     def __init__(self, model: GPT, rows: int, size: int) -> None:
         """Reserves the memory; zeros, because what is masked must still be finite."""
         config, like = model.config, model.final_norm.weight
         assert isinstance(like, Tensor)
         shape = (rows, config.kv_heads, size, config.head_dim)
-        self.k = [like.new_zeros(shape) for _ in range(config.n_layer)]
-        self.v = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        dtype = torch.bfloat16 if _rounds(model) and attends_in_c(like) else like.dtype
+        self.k = [like.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [like.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = [0] * rows
         # The newest ids, for models with n-gram embeddings; -1 before the first.
         self.recent = torch.full((rows, config.ngram - 1), -1, device=self.k[0].device)
@@ -55,6 +61,11 @@ class KVCache:
         new = _NextToken(self)
         self.lengths = [length + 1 for length in self.lengths]
         return new
+
+
+def _rounds(model: GPT) -> bool:
+    """Whether keys and values come from layers that round to bf16."""
+    return any(isinstance(m, Part) and m.whole.rounds for m in model.modules())
 
 
 class _Fill:

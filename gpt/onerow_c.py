@@ -5,6 +5,7 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from gpt.attention_c import FORMATS
 from gpt.clibrary import c_library
 from gpt.kvcache import KVCache
 from gpt.model import GPT, Block, attention_scale
@@ -12,7 +13,6 @@ from gpt.onerow import Embedding
 from gpt.packed import Packed, Part
 
 # As decode.c numbers them.
-FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 NORMS = ["layernorm", "rmsnorm"]
 ACTIVATIONS = ["gelu", "gelu_tanh", "swiglu", "relu2"]
 
@@ -46,7 +46,8 @@ _VECTORS = ("x", "normed", "qkv", "mixed", "hidden", "gate", "logits", "scratch"
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in (*_SIZES, "scratch_size")),
-        *((name, ctypes.c_int32) for name in ("norm", "activation", "qk_norm", "threads")),
+        *((name, ctypes.c_int32) for name in ("norm", "activation", "qk_norm")),
+        *((name, ctypes.c_int32) for name in ("cache_format", "threads")),
         *((name, ctypes.c_float) for name in ("norm_eps", "attention_scale")),
         *((name, ctypes.c_void_p) for name in ("cos", "sin")),
         ("blocks", ctypes.POINTER(_Block)),
@@ -59,7 +60,8 @@ class _Model(ctypes.Structure):
 class OneRowC:
     """`GPT.forward` for one token of one row, in C: reads each weight once, as fast as memory goes.
 
-    What `OneRow` does, to rounding. Layers in bf16 and fp16 are copied once more, row by row.
+    What `OneRow` does, to rounding. Layers in bf16 and fp16 are copied once more, row by row, and
+    then take as much memory as in fp32.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -117,6 +119,7 @@ class OneRowC:
         if self._cache is not cache.k:
             self._cache = cache.k
             self._model.room = cache.k[0].size(2)
+            self._model.cache_format = FORMATS.index(cache.k[0].dtype)
             for block, keys, values in zip(self._blocks, cache.k, cache.v, strict=True):
                 block.keys, block.values = keys.data_ptr(), values.data_ptr()
         self._embed(token, at, cache)

@@ -44,8 +44,6 @@ class Packed(nn.Module):
     """Of the weights as they are kept."""
     rounds = False
     """Whether what the layers read and give is rounded to bf16."""
-    copies_rows = True
-    """Whether `rows` are other memory than what `forward` reads."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Takes the layers; with biases all or none of them."""
@@ -93,8 +91,6 @@ class Part(nn.Module):
 
 class Int8Linear(Packed):
     """Linear layers in int8, a step for each row of weights and one for each vector they meet."""
-
-    copies_rows = False
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Rounds the weights."""
