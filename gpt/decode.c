@@ -280,6 +280,23 @@ static void place(const struct model *m, float *head, int64_t at)
     }
 }
 
+/* The weighted sum of values (length, size), `lanes` features at a time from one on; to which. */
+INLINE int64_t mix(const float *weights, const char *values, int format, int64_t length,
+                   int64_t size, float *y, int64_t from, int lanes)
+{
+    int64_t token = size * bytes_of(format);
+    for (; from + lanes <= size; from += lanes) {
+        float sums[LANES] = {0};
+        for (int64_t s = 0; s < length; s++) {
+            const char *value = values + s * token;
+            if (s + TOKENS_AHEAD < length) ask_for(value + TOKENS_AHEAD * token, token);
+            for (int i = 0; i < lanes; i++) sums[i] += weights[s] * number_at(value, from + i, format);
+        }
+        for (int i = 0; i < lanes; i++) y[from + i] = sums[i];
+    }
+    return from;
+}
+
 /* What a query of the newest token sees in the keys and values (length, size) so far. */
 INLINE void softmax_attention(const float *q, const char *keys, const char *values, int format,
                               int64_t length, int64_t size, float scale, float *y, float *scores)
@@ -293,14 +310,11 @@ INLINE void softmax_attention(const float *q, const char *keys, const char *valu
         top = fmaxf(top, scores[s]);
     }
     for (int64_t s = 0; s < length; s++) scores[s] = exponential(scores[s] - top);
-    for (int64_t i = 0; i < size; i++) y[i] = 0;
-    for (int64_t s = 0; s < length; s++) {
-        if (s + TOKENS_AHEAD < length) ask_for(values + (s + TOKENS_AHEAD) * token, token);
-        total += scores[s];
-        for (int64_t i = 0; i < size; i++)
-            y[i] += scores[s] * number_at(values + s * token, i, format);
-    }
-    for (int64_t i = 0; i < size; i++) y[i] /= total;
+    for (int64_t s = 0; s < length; s++) total += scores[s];
+    for (int64_t s = 0; s < length; s++) scores[s] /= total;
+    int64_t done = mix(scores, values, format, length, size, y, 0, LANES);
+    done = mix(scores, values, format, length, size, y, done, FEW_LANES);
+    mix(scores, values, format, length, size, y, done, 1);
 }
 
 /* Appends a newest key and value (size) to `at` earlier ones, and gives what its queries see. */
