@@ -17,6 +17,7 @@ from gpt.quantize import linear_bytes, pack
 
 __all__ = ["Decoder", "KVCache", "OneRow", "prefill"]
 
+TOKENS_TOGETHER = 4096
 # Below, the plain products of a few rows are as quick.
 BLOCKED_FROM_ROWS = 8
 MOST_BLOCKED_BYTES = 2 * 2**30
@@ -25,16 +26,23 @@ MOST_BLOCKED_BYTES = 2 * 2**30
 def prefill(model: GPT, cache: KVCache, rows: Sequence[list[int]]) -> None:
     """Encodes all but the newest token of each row; samples of one prompt share the work.
 
-    The newest token is left to the first step of decoding. One prompt at a time: no padding, and
-    the same arithmetic as for the prompt alone.
+    The newest token is left to the first step of decoding. Nothing is padded: prompts follow each
+    other as one long row, up to a number of tokens whose features stay small.
     """
     first_with: dict[tuple[int, ...], int] = {}
     for index, ids in enumerate(rows):
-        source = first_with.setdefault(tuple(ids), index)
-        if source == index:
-            cache.fill(model, index, ids[:-1])
-        else:
-            cache.copy(source, index)
+        first_with.setdefault(tuple(ids), index)
+    together: dict[int, list[int]] = {}
+    most = 0 if model.config.ngram > 1 else TOKENS_TOGETHER
+    for prompt, index in first_with.items():
+        if together and sum(map(len, together.values())) + len(prompt) > most:
+            cache.fill_rows(model, together)
+            together = {}
+        together[index] = list(prompt[:-1])
+    cache.fill_rows(model, together)
+    for index, ids in enumerate(rows):
+        if first_with[tuple(ids)] != index:
+            cache.copy(first_with[tuple(ids)], index)
 
 
 class Decoder:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.config import ModelConfig, TokenizerConfig
-from gpt.decode import KVCache
+from gpt.decode import KVCache, prefill
 from gpt.errors import UserError
 from gpt.generate import TextStream, complete, encode_prompt, generate
 from gpt.model import GPT
@@ -73,6 +73,28 @@ def test_cached_logits_equal_uncached(options: dict[str, Any]) -> None:
         for n in range(7, 40):
             logits = model(torch.tensor([[ids[n]]]), cache.next_token())[0, -1]
             torch.testing.assert_close(logits, uncached(model, ids[: n + 1]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("in_c", [False, True])
+@pytest.mark.parametrize("most", [0, 12, 4096])
+@pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
+def test_prompts_that_are_encoded_together_do_not_see_each_other(
+    options: dict[str, Any], most: int, in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt.decode.TOKENS_TOGETHER", most)
+    if not in_c:
+        monkeypatch.setattr("gpt.kvcache.attends_in_c", lambda _: False)
+    model = build(**options)
+    draw = torch.Generator().manual_seed(4)
+    rows = [torch.randint(256, (n,), generator=draw).tolist() for n in (5, 1, 9, 2, 14)]
+    rows.append(rows[2])
+    cache = KVCache(model, len(rows), 20)
+    with torch.inference_mode():
+        prefill(model, cache, rows)
+        assert cache.lengths == [len(ids) - 1 for ids in rows]
+        logits = model(torch.tensor([ids[-1:] for ids in rows]), cache.next_token())[:, -1]
+        for got, ids in zip(logits, rows, strict=True):
+            torch.testing.assert_close(got, uncached(model, ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
