@@ -3,8 +3,8 @@
 
    A token's products read every weight once and calculate little, so memory sets the pace. Rows lie
    one after another, and each is asked for LOOK_AHEAD bytes before it is needed: processors look
-   ahead too, but not across the ends of short rows and of pages. Sums are kept in LANES parts, in
-   whose order no rounding is left to the compiler: what a row gives does not depend on the threads.
+   ahead too, but not across the ends of short rows and of pages. Sums are written as vectors, so that
+   no order of them is left to the compiler: what a row gives does not depend on the threads.
    Names are those of model.py; all vectors are fp32, keys and values fp32 or bf16. */
 
 #include <math.h>
@@ -20,9 +20,8 @@ static int omp_get_num_threads(void) { return 1; }
 enum { FP32, BF16, FP16, INT8 };             /* formats of weights */
 enum { LAYERNORM, RMSNORM };                 /* norms */
 enum { GELU, GELU_TANH, SWIGLU, RELU2 };     /* activations */
-enum { LANES = 64, FEW_LANES = 16, LOOK_AHEAD = 4096, TOKENS_AHEAD = 32 };
-enum { CACHE_LINE = 64 };
-/* Where formats and numbers of lanes are constants, loops become vector instructions. */
+enum { LOOK_AHEAD = 4096, TOKENS_AHEAD = 32, CACHE_LINE = 64, MOST_VECTORS = 4 };
+/* Where formats and numbers of vectors are constants, loops become straight lines. */
 #define INLINE static inline __attribute__((always_inline))
 
 struct product {          /* a linear layer, or several that read the same */
@@ -72,22 +71,55 @@ struct model {
 
 /* Numbers ------------------------------------------------------------------------------------ */
 
-INLINE float of_bf16(uint16_t half)
+/* Vectors as GCC and Clang know them: cut into as many registers as the CPU needs for one. */
+enum { VECTOR = 16 };
+typedef float floats __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef int32_t integers __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+typedef float half_floats __attribute__((vector_size(32)));
+typedef float quarter_floats __attribute__((vector_size(16)));
+
+INLINE floats of_fp16(words half)
 {
-    uint32_t bits = (uint32_t)half << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
+    words size = half & 0x7fff, sign = (half & 0x8000) << 16, bits = (size << 13) + (112u << 23);
+    bits += (words)(size >= 0x7c00) & (112u << 23);    /* infinite, or no number */
+    words small = (words)(__builtin_convertvector((integers)size, floats) * 0x1p-24f);
+    words is_small = (words)(size < 0x400);            /* below the normal numbers */
+    return (floats)(sign | (is_small & small) | (~is_small & bits));
 }
 
-INLINE float of_fp16(uint16_t half)
+/* The VECTOR numbers of a row from a place on, in a format known where this is compiled. */
+INLINE floats numbers_at(const void *row, int64_t at, int format)
 {
-    uint32_t size = half & 0x7fff, bits = (size << 13) + (112u << 23);
-    if (size >= 0x7c00) bits += 112u << 23;    /* infinite, or no number */
-    float number, small = (float)(int32_t)size * 0x1p-24f;
-    memcpy(&number, &bits, sizeof number);
-    number = size < 0x400 ? small : number;    /* below the normal numbers */
-    return half & 0x8000 ? -number : number;
+    floats numbers;
+    halves half;
+    if (format == FP32) {
+        memcpy(&numbers, (const float *)row + at, sizeof numbers);
+        return numbers;
+    }
+    memcpy(&half, (const uint16_t *)row + at, sizeof half);
+    words bits = __builtin_convertvector(half, words);
+    return format == BF16 ? (floats)(bits << 16) : of_fp16(bits);
+}
+
+/* One number of a row. */
+INLINE float number_at(const void *row, int64_t at, int format)
+{
+    if (format == FP32) return ((const float *)row)[at];
+    words half = {((const uint16_t *)row)[at]};
+    return (format == BF16 ? (floats)(half << 16) : of_fp16(half))[0];
+}
+
+INLINE float sum_of(floats numbers)
+{
+    half_floats halves[2];
+    memcpy(halves, &numbers, sizeof halves);
+    half_floats half = halves[0] + halves[1];
+    quarter_floats quarters[2];
+    memcpy(quarters, &half, sizeof quarters);
+    quarter_floats quarter = quarters[0] + quarters[1];
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 INLINE uint16_t to_bf16(float number)
@@ -98,12 +130,11 @@ INLINE uint16_t to_bf16(float number)
     return isnan(number) ? 0x7fc0 : (uint16_t)(nearest >> 16);
 }
 
-/* A number of a row in a format that the compiler knows where this is used. */
-INLINE float number_at(const void *row, int64_t at, int format)
+INLINE float rounded_to_bf16(float number)
 {
-    if (format == FP32) return ((const float *)row)[at];
-    uint16_t half = ((const uint16_t *)row)[at];
-    return format == BF16 ? of_bf16(half) : of_fp16(half);
+    uint32_t bits = (uint32_t)to_bf16(number) << 16;
+    memcpy(&number, &bits, sizeof number);
+    return number;
 }
 
 INLINE int64_t bytes_of(int format) { return format == FP32 ? 4 : format == INT8 ? 1 : 2; }
@@ -116,34 +147,38 @@ INLINE void ask_for(const void *memory, int64_t n_bytes)
         __builtin_prefetch((const char *)memory + byte);
 }
 
-/* A row times a vector, in `lanes` sums; of what lies `ahead` bytes behind, each part is asked for. */
-INLINE float row_times(const void *row, int format, const float *x, int64_t width, int lanes,
+/* A row times a vector, in some vectors of sums; of what is `ahead` bytes behind, all is asked for. */
+INLINE float row_times(const void *row, int format, const float *x, int64_t width, int vectors,
                        int ahead)
 {
-    float sums[LANES] = {0};
-    int64_t at = 0;
-    for (; at + lanes <= width; at += lanes) {
-        if (ahead) ask_for((const char *)row + at * bytes_of(format) + ahead, lanes * bytes_of(format));
-        for (int i = 0; i < lanes; i++) sums[i] += number_at(row, at + i, format) * x[at + i];
+    floats sums[MOST_VECTORS] = {0};
+    float rest = 0;
+    int64_t at = 0, step = vectors * VECTOR;
+    for (; at + step <= width; at += step) {
+        if (ahead) ask_for((const char *)row + at * bytes_of(format) + ahead, step * bytes_of(format));
+        for (int i = 0; i < vectors; i++) {
+            int64_t from = at + i * VECTOR;
+            sums[i] += numbers_at(row, from, format) * numbers_at(x, from, FP32);
+        }
     }
-    for (; at < width; at++) sums[at % lanes] += number_at(row, at, format) * x[at];
-    for (int half = lanes / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+    for (; at + VECTOR <= width; at += VECTOR)
+        sums[0] += numbers_at(row, at, format) * numbers_at(x, at, FP32);
+    for (; at < width; at++) rest += number_at(row, at, format) * x[at];
+    return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
 INLINE float dot(const float *a, const float *b, int64_t length)
 {
-    return row_times(a, FP32, b, length, FEW_LANES, 0);
+    return row_times(a, FP32, b, length, 1, 0);
 }
 
 INLINE int32_t whole_row_times(const int8_t *row, const int16_t *x, int64_t width)
 {
     int32_t sum = 0;
     int64_t at = 0;
-    for (; at + LANES <= width; at += LANES) {
+    for (; at + CACHE_LINE <= width; at += CACHE_LINE) {
         __builtin_prefetch((const char *)(row + at) + LOOK_AHEAD);
-        for (int lane = 0; lane < LANES; lane++) sum += row[at + lane] * x[at + lane];
+        for (int i = 0; i < CACHE_LINE; i++) sum += row[at + i] * x[at + i];
     }
     for (; at < width; at++) sum += row[at] * x[at];
     return sum;
@@ -248,7 +283,7 @@ static void multiply(const struct product *p, const float *x, float *y, int adds
         return;
     }
     if (p->rounds) {
-        for (int64_t i = 0; i < p->width; i++) scratch[i] = of_bf16(to_bf16(x[i]));
+        for (int64_t i = 0; i < p->width; i++) scratch[i] = rounded_to_bf16(x[i]);
         x = scratch;
     }
     int64_t width = p->width;
@@ -256,12 +291,12 @@ static void multiply(const struct product *p, const float *x, float *y, int adds
         const char *weights = (const char *)p->weight + row * width * bytes_of(p->format);
         float out = 0;
         switch (p->format) {
-        case FP32: out = row_times(weights, FP32, x, width, LANES, LOOK_AHEAD); break;
-        case BF16: out = row_times(weights, BF16, x, width, LANES, LOOK_AHEAD); break;
-        case FP16: out = row_times(weights, FP16, x, width, LANES, LOOK_AHEAD); break;
+        case FP32: out = row_times(weights, FP32, x, width, MOST_VECTORS, LOOK_AHEAD); break;
+        case BF16: out = row_times(weights, BF16, x, width, MOST_VECTORS, LOOK_AHEAD); break;
+        case FP16: out = row_times(weights, FP16, x, width, MOST_VECTORS, LOOK_AHEAD); break;
         }
         if (p->bias) out += p->bias[row];
-        if (p->rounds) out = of_bf16(to_bf16(out));
+        if (p->rounds) out = rounded_to_bf16(out);
         y[row] = p->factor * out + (adds ? y[row] : 0);
     }
 }
@@ -304,19 +339,20 @@ static void place(const struct model *m, float *head, int64_t at)
     }
 }
 
-/* The weighted sum of values (length, size), `lanes` features at a time from one on; to which. */
+/* The weighted sum of values (length, size), some vectors of it at a time; gives where it ended. */
 INLINE int64_t mix(const float *weights, const char *values, int format, int64_t length,
-                   int64_t size, float *y, int64_t from, int lanes)
+                   int64_t size, float *y, int64_t from, int vectors)
 {
     int64_t token = size * bytes_of(format);
-    for (; from + lanes <= size; from += lanes) {
-        float sums[LANES] = {0};
+    for (; from + vectors * VECTOR <= size; from += vectors * VECTOR) {
+        floats sums[MOST_VECTORS] = {0};
         for (int64_t s = 0; s < length; s++) {
             const char *value = values + s * token;
             if (s + TOKENS_AHEAD < length) ask_for(value + TOKENS_AHEAD * token, token);
-            for (int i = 0; i < lanes; i++) sums[i] += weights[s] * number_at(value, from + i, format);
+            for (int i = 0; i < vectors; i++)
+                sums[i] += weights[s] * numbers_at(value, from + i * VECTOR, format);
         }
-        for (int i = 0; i < lanes; i++) y[from + i] = sums[i];
+        memcpy(y + from, sums, (size_t)vectors * sizeof *sums);
     }
     return from;
 }
@@ -330,15 +366,19 @@ INLINE void softmax_attention(const float *q, const char *keys, const char *valu
     for (int64_t s = 0; s < length; s++) {
         int64_t later = s + TOKENS_AHEAD;
         ask_for(later < length ? keys + later * token : values + (later - length) * token, token);
-        scores[s] = row_times(keys + s * token, format, q, size, FEW_LANES, 0) * scale;
+        scores[s] = row_times(keys + s * token, format, q, size, 1, 0) * scale;
         top = fmaxf(top, scores[s]);
     }
     for (int64_t s = 0; s < length; s++) scores[s] = exponential(scores[s] - top);
     for (int64_t s = 0; s < length; s++) total += scores[s];
     for (int64_t s = 0; s < length; s++) scores[s] /= total;
-    int64_t done = mix(scores, values, format, length, size, y, 0, LANES);
-    done = mix(scores, values, format, length, size, y, done, FEW_LANES);
-    mix(scores, values, format, length, size, y, done, 1);
+    int64_t done = mix(scores, values, format, length, size, y, 0, MOST_VECTORS);
+    done = mix(scores, values, format, length, size, y, done, 1);
+    for (; done < size; done++) {
+        y[done] = 0;
+        for (int64_t s = 0; s < length; s++)
+            y[done] += scores[s] * number_at(values + s * token, done, format);
+    }
 }
 
 /* Appends a newest key and value (size) to `at` earlier ones, and gives what its queries see. */
