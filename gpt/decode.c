@@ -147,7 +147,7 @@ INLINE void ask_for(const void *memory, int64_t n_bytes)
         __builtin_prefetch((const char *)memory + byte);
 }
 
-/* A row times a vector, in some vectors of sums; of what is `ahead` bytes behind, all is asked for. */
+/* A row times a vector, in some vectors of sums; asks for what comes `ahead` bytes later, if any. */
 INLINE float row_times(const void *row, int format, const float *x, int64_t width, int vectors,
                        int ahead)
 {
