@@ -16,6 +16,9 @@ from gpt.configfile import load_config
 
 ConfigMaker = Callable[..., Config]
 
+# Started in the background of a script, this process ignores Ctrl-C, and its children would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The same examples each time, and no limit in time for one of them on a busy machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
