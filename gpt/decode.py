@@ -86,7 +86,7 @@ class Decoder:
 
         To be called in inference mode. The logits may be overwritten by the next call.
         """
-        if self.one_row is not None and len(newest) == 1:
+        if len(newest) == 1 and self.one_row is not None:
             return self.one_row(newest[0], cache)
         model = self.model_for(len(newest))
         ids = torch.tensor(newest, device=cache.k[0].device)[:, None]  # (B, T = 1)
