@@ -11,9 +11,13 @@ from gpt.kvcache import KVCache
 from gpt.model import GPT, Block, attention_scale
 from gpt.onerow import Embedding
 from gpt.packed import Packed, Part
+from gpt.quantize import linear_bytes
 
 # As decode.c numbers them.
 NORMS = ["layernorm", "rmsnorm"]
+# Of weights a token: below, threads wait for each other as long as they work, and on a busy machine
+# a hundred times as long: 8 tokens/s of a model of 4 MB instead of 1,100.
+ALONE_BYTES = 8 * 2**20
 ACTIVATIONS = ["gelu", "gelu_tanh", "swiglu", "relu2"]
 
 
@@ -73,7 +77,7 @@ class OneRowC:
         self._kept: list[Tensor] = []  # all memory that C knows
         self._cache: list[Tensor] | None = None
         n_head, kv_heads, head_dim = config.n_head, config.kv_heads, config.head_dim
-        threads = torch.get_num_threads()
+        threads = 1 if linear_bytes(model) < ALONE_BYTES else torch.get_num_threads()
         scratch_size = max(config.n_embd, config.hidden, config.context_len)
         sizes = {
             "x": config.n_embd,
