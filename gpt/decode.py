@@ -17,6 +17,7 @@ from gpt.quantize import linear_bytes, pack
 
 __all__ = ["Decoder", "KVCache", "OneRow", "prefill"]
 
+# Of prompts in one row: enough for products at full speed, and a bound on their features.
 TOKENS_TOGETHER = 4096
 # Below, the plain products of a few rows are as quick.
 BLOCKED_FROM_ROWS = 8

@@ -15,10 +15,10 @@ from gpt.quantize import linear_bytes
 
 # As decode.c numbers them.
 NORMS = ["layernorm", "rmsnorm"]
+ACTIVATIONS = ["gelu", "gelu_tanh", "swiglu", "relu2"]
 # Of weights a token: below, threads wait for each other as long as they work, and on a busy machine
 # a hundred times as long: 8 tokens/s of a model of 4 MB instead of 1,100.
 ALONE_BYTES = 8 * 2**20
-ACTIVATIONS = ["gelu", "gelu_tanh", "swiglu", "relu2"]
 
 
 class _Product(ctypes.Structure):
