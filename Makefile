@@ -58,7 +58,7 @@ health: $(VENV)/.installed-dev ## train runs with known faults into corpus/, and
 	$(BIN)/python scripts/health_corpus.py make corpus
 	$(BIN)/python scripts/health_corpus.py judge corpus --part apart --verbose
 
-schema: $(VENV)/.installed ## write configs/schema.json, which editors use to complete configs
+schema: $(VENV)/.installed ## write configs/schema.json, for editors, and gpt/cli/knobs.txt, for --help
 	$(BIN)/python scripts/write_schema.py
 
 smoke: $(VENV)/.installed ## train a tiny model for some seconds and sample from it

@@ -143,28 +143,6 @@ def named(key: str) -> Iterator[None]:
         raise UserError(*lines) from None
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Takes `--section.key VALUE` and `--section.key=VALUE` out of a command line.
-
-    Returns what is left for argparse, and the overrides. Raises UserError for one without a value.
-    """
-    rest: list[str] = []
-    overrides: list[Override] = []
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in name:
-            rest.append(word)
-            continue
-        if not equals:
-            following = next(words, None)
-            if following is None:
-                raise UserError(f"command line: {word} needs a value: {word} VALUE")
-            value = following
-        overrides.append((name, value))
-    return rest, overrides
-
-
 def dump_config(config: Config) -> str:
     """The config as YAML with every default spelled out; `load_config` on it gives it back."""
     sections = config.model_dump(mode="json")
@@ -225,13 +203,13 @@ def knobs() -> Iterator[tuple[str, str, str, str]]:
 
 
 def knobs_help() -> str:
-    """Every knob on a page, grouped by section, for a command's `--help`."""
+    """Every knob on a page: what gpt/cli/knobs.txt holds for the commands' `--help`."""
     lines = ["config keys (YAML `section: {key: value}`, or --section.key VALUE):"]
     for name, kind, default, description in knobs():
         text = f"{kind}, default {default}. {description}"
         lines.append(f"  --{name}")
         lines += textwrap.wrap(text, 88, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _section_class(annotation: Any) -> type[BaseModel]:  # noqa: ANN401

@@ -141,7 +141,7 @@ class HalfLinear(Packed):
 
     The kernel reads fp16. A bf16 weight has fewer digits than fp16 but a wider range, so a matrix
     is multiplied by a power of two that puts its largest weight near the top of fp16's range: what
-    lies within 2^-28 of that weight is exact, and below that the error is under 2^-39 of it.
+    lies within 2^-27 of that weight is exact, and below that the error is at most 2^-38 of it.
     """
 
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ from gpt.model import GPT
 
 OVERFLOW = "overflow"
 # Numbers that are squared and added up in fp32; the sums are added in fp64.
-_NORM_PART = 2**20
+_NORM_PART = 2**17
 
 
 class NonFiniteError(Exception):

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from gpt.build import build_training
+from gpt.cli.arguments import split_overrides
 from gpt.config import Config
-from gpt.configfile import load_config, split_overrides
+from gpt.configfile import load_config
 from gpt.data import Batches, open_data
 from gpt.device import keep_freed_memory, set_threads
 from gpt.record import Recorder

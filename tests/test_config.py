@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gpt.cli.arguments import split_overrides
 from gpt.config import PRESETS, Config, ModelConfig
 from gpt.configfile import (
     dump_config,
@@ -23,7 +24,6 @@ from gpt.configfile import (
     load_config,
     located,
     named,
-    split_overrides,
 )
 from gpt.errors import UserError
 from gpt.model import parameter_inventory

@@ -14,6 +14,7 @@ from gpt.errors import UserError
 from gpt.generate import complete
 from gpt.model import GPT
 from gpt.onerow_c import OneRowC
+from gpt.packed import HalfLinear
 from gpt.products import Product
 from gpt.quantize import halves_pay, pack
 from gpt.sampling import Sampling
@@ -161,8 +162,10 @@ def test_the_smallest_halves_are_multiplied_too(dtype: torch.dtype, width: int) 
     with torch.no_grad():
         model.head.weight.mul_(torch.logspace(-7, 0, model.vocab_size)[:, None])
     packed = pack(model, dtype)
-    rows = packed.head.rows()
-    assert torch.equal(rows, model.head.weight.to(dtype))
+    rows, wanted = packed.head.rows(), model.head.weight.detach().to(dtype)
+    # What HalfLinear promises of the smallest; oneDNN's order keeps each bit.
+    spare = 2**-38 * float(wanted.abs().max()) if isinstance(packed.head, HalfLinear) else 0.0
+    assert float((rows.double() - wanted.double()).abs().max()) <= spare
     with torch.no_grad():
         x = packed.features(torch.tensor([[7]]))[0, -1]
     exact = rows.double() @ (x.bfloat16() if packed.head.rounds else x).double()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.cli.arguments import Parser
+from gpt.cli.arguments import Parser, knobs_page, split_overrides
 from gpt.errors import UserError, json_line, run_command, say, shown
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(argv: Sequence[str]) -> None:
-    from gpt.configfile import load_config, located, split_overrides  # here Ctrl-C ends in a line
-
     rest, overrides = split_overrides(argv)
     arguments = _parser().parse_args(rest)
     if arguments.command == "info":
@@ -33,6 +31,8 @@ def _data(argv: Sequence[str]) -> None:
             )
         _info(arguments.folder, as_json=arguments.json)
         return
+    from gpt.configfile import load_config, located  # here Ctrl-C ends in a line
+
     config = load_config(arguments.config, overrides)
     with located(arguments.config, overrides):
         if arguments.command == "build":
@@ -142,15 +142,13 @@ def _longest(tokenizer: "Tokenizer", count: int = 5) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpt.configfile import knobs_help
-
     parser = Parser(prog="gpt-data", description="Text to tokens, and a look at them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="tokenize the text of a config, or say it is done")
     info = commands.add_parser("info", help="verify and describe a folder that build made")
     tokenizer = commands.add_parser("tokenizer", help="make the tokenizer of a config, and save it")
     for command in (build, tokenizer):
-        command.epilog = knobs_help()
+        command.epilog = knobs_page()
         command.add_argument(
             "--config", type=Path, required=True, metavar="FILE", help="YAML config"
         )

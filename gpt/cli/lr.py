@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from gpt.cli.arguments import Parser
+from gpt.cli.arguments import Parser, knobs_page, split_overrides
 from gpt.errors import UserError, run_command
 
 COMMANDS = {
@@ -24,8 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lr(argv: Sequence[str]) -> None:
-    from gpt.configfile import located, split_overrides  # here Ctrl-C ends in a line
-
     rest, overrides = split_overrides(argv)
     name = next((word for word in rest if word in COMMANDS), None)
     arguments = _parser(name).parse_args(rest)
@@ -33,14 +31,14 @@ def _lr(argv: Sequence[str]) -> None:
         raise UserError(
             f"gpt-lr {arguments.command}: --{overrides[0][0]}: it reads no config; leave that out"
         )
+    from gpt.configfile import located  # here Ctrl-C ends in a line
+
     with located(getattr(arguments, "config", None), overrides):
         import_module(f"gpt.cli.lr_{arguments.command}").run(arguments, overrides)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser; only the chosen command's options are read in, for speed."""
-    from gpt.configfile import knobs_help
-
     parser = Parser(
         prog="gpt-lr",
         description="Which learning rate, why, and what it will do.",
@@ -53,7 +51,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             description=summary[0].upper() + summary[1:] + ".",
         )
         if name not in WITHOUT_CONFIG:
-            command.epilog = knobs_help()
+            command.epilog = knobs_page()
         if name == chosen:
             import_module(f"gpt.cli.lr_{name}").add_arguments(command)
     return parser

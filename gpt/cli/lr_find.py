@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import Override, dump_config, free_copy, load_config
 from gpt.errors import UserError, json_line, say
 
 if TYPE_CHECKING:
     from gpt.config import Config
+    from gpt.configfile import Override
     from gpt.data import TokenData
     from gpt.lr.budget import Budget
     from gpt.lr.find import Found
@@ -44,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print lr_find.json")
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Searches, writes what was found, and prints it."""
+    from gpt.configfile import free_copy, load_config
     from gpt.lr.budget import parse_budget
 
     config = load_config(arguments.config, overrides)
@@ -116,6 +117,7 @@ def _write(found: "Found", name: str, answer: dict[str, Any], out: Path) -> None
 
 def _apply(config: "Config", found: "Found", target: Path) -> None:
     """Writes the config with the rate found, and everything that keeps its ratio to it."""
+    from gpt.configfile import dump_config
     from gpt.files import write_durably
     from gpt.lr.rates import with_lr
 

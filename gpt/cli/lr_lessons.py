@@ -5,11 +5,14 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpt.configfile import Override
 from gpt.errors import UserError, say
 from gpt.lr.lessons import LESSONS, heading
 from gpt.lr.lessons.words import Language
+
+if TYPE_CHECKING:
+    from gpt.configfile import Override
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Teaches one lesson or all; the text goes to stdout, the progress to stderr."""
     assert not overrides, "gpt-lr refuses them for commands without a config"
     names, language = chosen_lessons(arguments.name), chosen_language(arguments.language)

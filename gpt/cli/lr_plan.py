@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt.configfile import Override, load_config
+from gpt.cli.arguments import RATE_POLICIES
 from gpt.errors import UserError, json_line, say
-from gpt.ratepolicy import POLICIES
 
 if TYPE_CHECKING:
+    from gpt.configfile import Override
     from gpt.lr.plan import RunPlan
 
 MEASURED_STEPS = 5
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
         "--rate",
-        choices=POLICIES,
+        choices=RATE_POLICIES,
         help="how the run would go on from its newest checkpoint, as gpt-train --rate would: the "
         "rates that it had until then, and those of the policy from then on",
     )
@@ -46,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Plans, and prints or writes what was asked for."""
     from tqdm import tqdm
+
+    from gpt.configfile import load_config
 
     if arguments.at is not None and arguments.rate in (None, "keep"):
         raise UserError(

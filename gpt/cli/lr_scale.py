@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.configfile import Override, dump_config, free_copy, load_config
 from gpt.errors import UserError, json_line, say
 
 if TYPE_CHECKING:
     from gpt.config import Config
+    from gpt.configfile import Override
     from gpt.lr.scale import Scaled
 
 WIDTH = 100
@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Scales, prints, and writes the copy if one is wished for."""
+    from gpt.configfile import free_copy, load_config
+
     config = load_config(arguments.config, overrides)
     sizes = {
         name: _number(f"--{name}", getattr(arguments, name))
@@ -122,6 +124,7 @@ def _number(option: str, text: str | None) -> int | None:
 
 def _write(scaled: "Scaled", target: Path) -> None:
     """Writes the config, every default spelled out, with what was changed above it."""
+    from gpt.configfile import dump_config
     from gpt.files import write_durably
 
     config = _renamed(scaled.config)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt.configfile import Override, load_config
 from gpt.errors import json_line
 
 if TYPE_CHECKING:
+    from gpt.configfile import Override
     from gpt.lr.suggest import Estimate, Suggestions
 
 WIDTH = 100
@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Estimates, and prints."""
+    from gpt.configfile import load_config
+
     config = load_config(arguments.config, overrides, for_lint=True)
     from gpt.lr.suggest import suggest
 

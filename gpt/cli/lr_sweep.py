@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt.configfile import Override, load_config
 from gpt.errors import UserError, json_line, say
-from gpt.lr.rates import MAX_LR, rate_text
 
 if TYPE_CHECKING:
+    from gpt.configfile import Override
     from gpt.lr.labels import Verdict
 
 MAX_RUNS = 1000
@@ -43,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print sweep.json instead of the table")
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     """Runs the sweep and prints what came of it."""
+    from gpt.configfile import load_config
+
     config = load_config(arguments.config, overrides)
     lrs = _rates(arguments.lrs)
     n_seeds = _count(arguments.seeds, "--seeds")
@@ -77,6 +78,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[Override]) -> None:
 
 def table(verdict: "Verdict") -> list[str]:
     """One line a rate: where it ended, its label, and what that rests on."""
+    from gpt.lr.rates import rate_text
+
     rows = [("lr", "seeds", "val loss", "best step", "label", "evidence")]
     for rate in verdict.rates:
         loss = "-" if rate.diverged else f"{rate.mean:.4f}"
@@ -103,6 +106,8 @@ def table(verdict: "Verdict") -> list[str]:
 
 def _rates(text: str) -> tuple[float, ...]:
     """The rates, lowest first; none for `auto`."""
+    from gpt.lr.rates import MAX_LR
+
     if text.strip() == "auto":
         return ()
     rates: list[float] = []
@@ -137,7 +142,7 @@ def _count(text: str, option: str) -> int:
     return count
 
 
-def _command(arguments: argparse.Namespace, overrides: Sequence[Override]) -> str:
+def _command(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> str:
     """The command as typed, without its rates."""
     words = ["gpt-lr", "sweep", "--config", str(arguments.config)]
     if arguments.seeds != "1":

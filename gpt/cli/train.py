@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.cli.arguments import Parser
+from gpt.cli.arguments import RATE_POLICIES, Parser, knobs_page, split_overrides
 from gpt.errors import run_command
 
 
@@ -14,10 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> None:
-    from gpt.configfile import load_config, located, split_overrides  # here Ctrl-C ends in a line
-
     rest, overrides = split_overrides(argv)
     arguments = _parser().parse_args(rest)
+    from gpt.configfile import load_config, located  # here Ctrl-C ends in a line
+
     config = load_config(arguments.config, overrides)
     with located(arguments.config, overrides):
         if arguments.dry_run:
@@ -35,13 +35,10 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gpt.configfile import knobs_help
-    from gpt.ratepolicy import POLICIES
-
     parser = Parser(
         prog="gpt-train",
         description="Trains a GPT as a YAML config says, or goes on where the run stopped.",
-        epilog=knobs_help(),
+        epilog=knobs_page(),
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML config")
     parser.add_argument(
@@ -53,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rate",
-        choices=POLICIES,
+        choices=RATE_POLICIES,
         default="keep",
         help="what may change of the rate where the run goes on. keep (default): nothing; extend: "
         "the length; rewarm: lr, schedule and length, and the schedule begins anew there; "

@@ -14,8 +14,9 @@ from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from gpt.cli.arguments import split_overrides
 from gpt.config import Config
-from gpt.configfile import dump_config, load_config, split_overrides
+from gpt.configfile import dump_config, load_config
 from gpt.errors import UserError
 from gpt.metrics import read_metrics
 from gpt.model import flops_per_token
