@@ -1,5 +1,6 @@
-/* The next token of one row through a whole GPT, for onerow_c.py, and the attention of the next
-   tokens of many rows, for kvcache.py: on the CPU, on all cores, called through ctypes.
+/* The next token of one row through a whole GPT, for onerow_c.py; the attention of the next tokens
+   of many rows, for attention_c.py; and products of many rows in int8, for int8_c.py: on the CPU, on
+   all cores, called through ctypes.
 
    A token's products read every weight once and calculate little, so memory sets the pace. Rows lie
    one after another, and each is asked for LOOK_AHEAD bytes before it is needed: processors look
@@ -10,6 +11,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -71,22 +75,38 @@ struct model {
 
 /* Numbers ------------------------------------------------------------------------------------ */
 
-/* Vectors as GCC and Clang know them: cut into as many registers as the CPU needs for one. */
+/* Vectors as GCC and Clang know them, as wide as the CPU's registers: wider ones are cut up, and
+   what converts them then is three times as slow. */
+#ifdef __AVX512F__
 enum { VECTOR = 16 };
-typedef float floats __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef int32_t integers __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-typedef float half_floats __attribute__((vector_size(32)));
-typedef float quarter_floats __attribute__((vector_size(16)));
+#else
+enum { VECTOR = 8 };
+#endif
+typedef float floats __attribute__((vector_size(4 * VECTOR)));
+typedef uint32_t words __attribute__((vector_size(4 * VECTOR)));
+typedef int32_t integers __attribute__((vector_size(4 * VECTOR)));
+typedef uint16_t halves __attribute__((vector_size(2 * VECTOR)));
+typedef float quad __attribute__((vector_size(16)));
 
-INLINE floats of_fp16(words half)
+INLINE floats of_fp16(halves numbers)
 {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps((__m256i)numbers);
+#elif defined(__F16C__)
+    return (floats)_mm256_cvtph_ps((__m128i)numbers);
+#else
+    words half = __builtin_convertvector(numbers, words);
     words size = half & 0x7fff, sign = (half & 0x8000) << 16, bits = (size << 13) + (112u << 23);
     bits += (words)(size >= 0x7c00) & (112u << 23);    /* infinite, or no number */
     words small = (words)(__builtin_convertvector((integers)size, floats) * 0x1p-24f);
     words is_small = (words)(size < 0x400);            /* below the normal numbers */
     return (floats)(sign | (is_small & small) | (~is_small & bits));
+#endif
+}
+
+INLINE floats of_bf16(halves numbers)
+{
+    return (floats)(__builtin_convertvector(numbers, words) << 16);
 }
 
 /* The VECTOR numbers of a row from a place on, in a format known where this is compiled. */
@@ -99,27 +119,24 @@ INLINE floats numbers_at(const void *row, int64_t at, int format)
         return numbers;
     }
     memcpy(&half, (const uint16_t *)row + at, sizeof half);
-    words bits = __builtin_convertvector(half, words);
-    return format == BF16 ? (floats)(bits << 16) : of_fp16(bits);
+    return format == BF16 ? of_bf16(half) : of_fp16(half);
 }
 
 /* One number of a row. */
 INLINE float number_at(const void *row, int64_t at, int format)
 {
     if (format == FP32) return ((const float *)row)[at];
-    words half = {((const uint16_t *)row)[at]};
-    return (format == BF16 ? (floats)(half << 16) : of_fp16(half))[0];
+    halves half = {((const uint16_t *)row)[at]};
+    return (format == BF16 ? of_bf16(half) : of_fp16(half))[0];
 }
 
 INLINE float sum_of(floats numbers)
 {
-    half_floats halves[2];
-    memcpy(halves, &numbers, sizeof halves);
-    half_floats half = halves[0] + halves[1];
-    quarter_floats quarters[2];
-    memcpy(quarters, &half, sizeof quarters);
-    quarter_floats quarter = quarters[0] + quarters[1];
-    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+    quad quads[VECTOR / 4];
+    memcpy(quads, &numbers, sizeof quads);
+    for (int half = VECTOR / 8; half; half /= 2)
+        for (int i = 0; i < half; i++) quads[i] += quads[i + half];
+    return (quads[0][0] + quads[0][2]) + (quads[0][1] + quads[0][3]);
 }
 
 INLINE uint16_t to_bf16(float number)
@@ -298,6 +315,46 @@ static void multiply(const struct product *p, const float *x, float *y, int adds
         if (p->bias) out += p->bias[row];
         if (p->rounds) out = rounded_to_bf16(out);
         y[row] = p->factor * out + (adds ? y[row] : 0);
+    }
+}
+
+/* Tiles of a product, whose sums have room in the registers; and numbers that stay near meanwhile. */
+enum { TILE_ROWS = 4, TILE_VECTORS = 2, NEAR = 1 << 17 };
+
+/* Some vectors times some rows of weights. */
+INLINE void whole_tile(const int16_t *weights, const int16_t *x, float *y, int64_t all_rows,
+                       int64_t width, int rows, int vectors)
+{
+    int32_t sums[TILE_VECTORS][TILE_ROWS] = {0};
+    for (int64_t k = 0; k < width; k++)
+        for (int i = 0; i < vectors; i++)
+            for (int j = 0; j < rows; j++) sums[i][j] += x[i * width + k] * weights[j * width + k];
+    for (int i = 0; i < vectors; i++)
+        for (int j = 0; j < rows; j++) y[i * all_rows + j] = (float)sums[i][j];
+}
+
+/* y (n, rows) = x (n, width) times weights (rows, width); scratch for TILE_ROWS rows a thread. */
+void whole_product(const int8_t *weights, const int16_t *x, float *y, int16_t *scratch, int64_t rows,
+                   int64_t width, int64_t n, int64_t threads)
+{
+    int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, most = NEAR / width + TILE_VECTORS;
+#pragma omp parallel num_threads((int)threads)
+    for (int64_t first = 0; first < n; first += most) {
+        int16_t *wide = scratch + omp_get_thread_num() * TILE_ROWS * width;
+        struct part part = share(tiles, omp_get_thread_num(), omp_get_num_threads());
+        int64_t end = first + most < n ? first + most : n;
+        for (int64_t row = part.first * TILE_ROWS; row < part.end * TILE_ROWS; row += TILE_ROWS) {
+            int64_t some = rows - row < TILE_ROWS ? rows - row : TILE_ROWS, at = first;
+            for (int64_t i = 0; i < some * width; i++) wide[i] = weights[row * width + i];
+            if (some == TILE_ROWS)
+                for (; at + TILE_VECTORS <= end; at += TILE_VECTORS)
+                    whole_tile(wide, x + at * width, y + at * rows + row, rows, width, TILE_ROWS,
+                               TILE_VECTORS);
+            for (; at < end; at++)
+                for (int64_t j = 0; j < some; j++)
+                    whole_tile(wide + j * width, x + at * width, y + at * rows + row + j, rows, width,
+                               1, 1);
+        }
     }
 }
 

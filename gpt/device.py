@@ -85,6 +85,13 @@ def cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
+@functools.cache
+def cpu_has_int8() -> bool:
+    """Whether this CPU adds up products in int8 by itself (VNNI or AMX), which torch's use."""
+    probes = ("_is_vnni_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
 def pick_dtype(wish: str, device: torch.device, matrix_parameters: int) -> tuple[torch.dtype, str]:
     """The format of the matrix products, and why: `auto`, `fp32`, `bf16` or `fp16`.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.errors import UserError
+from gpt.int8_c import whole_product
 
 LARGEST = 127
 # A sum of more products than this could leave the 32 bits that it is kept in.
@@ -111,12 +112,12 @@ class Int8Linear(Packed):
         step = steps(rows)  # (rows, 1)
         scaled = rows / step
         whole = scaled.round()
-        y = self._multiply(whole)
+        y = whole_product(whole, self.whole)
         # Of numbers that are 127 at most, a small mean square means one that stands out.
         coarse = (scaled.square().mean(-1) < (LARGEST / OUTLIER) ** 2).nonzero()[:, 0]
         if len(coarse):
             rest = (scaled[coarse] - whole[coarse]).mul_(FINER).round_()
-            y[coarse] += self._multiply(rest).div_(FINER)
+            y[coarse] += whole_product(rest, self.whole).div_(FINER)
         y.mul_(step).mul_(self.step)
         if self.bias is not None:
             y += self.bias
@@ -125,9 +126,6 @@ class Int8Linear(Packed):
     def rows(self) -> Tensor:
         """The whole numbers, themselves."""
         return self.whole
-
-    def _multiply(self, whole: Tensor) -> Tensor:
-        return torch._int_mm(whole.to(torch.int8), self.whole.mT).float()
 
 
 def steps(rows: Tensor) -> Tensor:

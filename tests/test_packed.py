@@ -8,6 +8,7 @@ import torch
 
 from gpt.config import ModelConfig
 from gpt.decode import Decoder, KVCache
+from gpt.int8_c import whole_product
 from gpt.model import GPT
 from gpt.onerow import UNROLLED, is_unrolled
 from gpt.packed import BFloat16Linear, BlockedLinear, HalfLinear, Int8Linear, has_half_kernel
@@ -64,6 +65,24 @@ def test_int8_is_within_its_steps(bias: bool) -> None:
     assert ((got - exact).abs() <= bound + 1e-5).all()
     assert (got - exact).abs().max() > 0
     assert torch.equal(got[1, 2:3], packed(x[1, 2:3])), "a row does not depend on the others"
+
+
+@pytest.mark.parametrize("way", ["instructions", "C", "fp32"])
+@pytest.mark.parametrize(
+    ("n", "width", "rows"), [(1, 7, 1), (2, 48, 4), (7, 1025, 30), (70, 5000, 9)]
+)
+def test_products_in_int8_are_exact_in_each_way(
+    monkeypatch: pytest.MonkeyPatch, way: str, n: int, width: int, rows: int
+) -> None:
+    monkeypatch.setattr("gpt.int8_c.cpu_has_int8", lambda: way == "instructions")
+    if way == "fp32":
+        monkeypatch.setattr("gpt.int8_c.c_library", lambda name: f"no {name}")
+    torch.manual_seed(1)
+    x = torch.randint(-127, 128, (n, width)).float()
+    weights = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+    x[0], weights[0] = 127, -127  # the largest sum
+    exact = (x.double() @ weights.double().mT).float()
+    assert torch.equal(whole_product(x, weights), exact)
 
 
 @torch.no_grad()
