@@ -77,7 +77,7 @@ LAYERS = [
     {"report.limits"},
     {"report.remedies"},
     {"report.probe"},
-    {"cli.arguments"},
+    {"cli.arguments", "cli.threads"},
     {"cli", "cli.train", "cli.infer", "cli.data", "cli.lr", "cli.report"}
     | {f"cli.lr_{name}" for name in ("plan", "find", "sweep", "suggest", "scale", "lessons")},
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.cli.arguments import Parser
+from gpt.cli.threads import wait_briefly_if_busy
 from gpt.errors import UserError, run_command
 
 MAX_PROMPT_BYTES = 64 * 2**20
@@ -31,6 +32,7 @@ def _infer(argv: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # text in any language, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
 
+    wait_briefly_if_busy()
     from gpt.generate import Sampling
     from gpt.infer import Request, infer
 

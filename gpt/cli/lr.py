@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from gpt.cli.arguments import Parser, knobs_page, split_overrides
+from gpt.cli.threads import wait_briefly_if_busy
 from gpt.errors import UserError, run_command
 
 COMMANDS = {
@@ -34,6 +35,7 @@ def _lr(argv: Sequence[str]) -> None:
     from gpt.configfile import located  # here Ctrl-C ends in a line
 
     with located(getattr(arguments, "config", None), overrides):
+        wait_briefly_if_busy()
         import_module(f"gpt.cli.lr_{arguments.command}").run(arguments, overrides)
 
 

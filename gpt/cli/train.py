@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.cli.arguments import RATE_POLICIES, Parser, knobs_page, split_overrides
+from gpt.cli.threads import wait_briefly_if_busy
 from gpt.errors import run_command
 
 
@@ -19,6 +20,7 @@ def _train(argv: Sequence[str]) -> None:
     from gpt.configfile import load_config, located  # here Ctrl-C ends in a line
 
     config = load_config(arguments.config, overrides)
+    wait_briefly_if_busy()
     with located(arguments.config, overrides):
         if arguments.dry_run:
             from gpt.build import dry_run
