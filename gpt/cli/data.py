@@ -147,8 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="tokenize the text of a config, or say it is done")
     info = commands.add_parser("info", help="verify and describe a folder that build made")
     tokenizer = commands.add_parser("tokenizer", help="make the tokenizer of a config, and save it")
+    page = knobs_page()
     for command in (build, tokenizer):
-        command.epilog = knobs_page()
+        command.epilog = page
         command.add_argument(
             "--config", type=Path, required=True, metavar="FILE", help="YAML config"
         )

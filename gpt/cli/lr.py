@@ -45,6 +45,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         prog="gpt-lr",
         description="Which learning rate, why, and what it will do.",
     )
+    page = knobs_page()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -53,7 +54,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             description=summary[0].upper() + summary[1:] + ".",
         )
         if name not in WITHOUT_CONFIG:
-            command.epilog = knobs_page()
+            command.epilog = page
         if name == chosen:
             import_module(f"gpt.cli.lr_{name}").add_arguments(command)
     return parser
