@@ -66,8 +66,36 @@ class _Source:
     problems: list[_Problem] = field(default_factory=list)
 
 
+class _NoConfigError(Exception):
+    """YAML, but not of the kind that a config is: the reason, and its line."""
+
+    def __init__(self, event: yaml.Event, reason: str) -> None:
+        super().__init__(reason)
+        self.line = event.start_mark.line + 1 if event.start_mark else 1
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `3e-4` is a number, `no` and `1:30` are text, 017 is seventeen."""
+    """YAML 1.2's scalars: `3e-4` is a number, `no` and `1:30` are text, 017 is seventeen.
+
+    Aliases, and more or deeper than any config is, raise _NoConfigError.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = self._depth = 0
+
+    def get_event(self) -> yaml.Event:
+        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
+        self._count += 1
+        self._depth += isinstance(event, yaml.CollectionStartEvent)
+        self._depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise _NoConfigError(event, "YAML aliases (*name) are not read; write it out")
+        if self._count > MAX_EVENTS:
+            raise _NoConfigError(event, f"over {MAX_EVENTS:,} keys and values; is it a config?")
+        if self._depth > MAX_DEPTH:
+            raise _NoConfigError(event, "nested too deeply; a config has sections and keys")
+        return event
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -272,21 +300,10 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
     """The tree of YAML nodes; UserError with the line for what is not YAML, and for aliases."""
     loader = None
     try:
-        depth, count, loader = 0, 0, _Loader(text)
-        while event := loader.get_event():  # type: ignore[no-untyped-call]
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{path}:{line}: YAML aliases (*name) are not read; write it out")
-            count += 1
-            if count > MAX_EVENTS:
-                raise UserError(
-                    f"{path}:{line}: over {MAX_EVENTS:,} keys and values; is it a config?"
-                )
-            if depth > MAX_DEPTH:
-                raise UserError(f"{path}:{line}: nested too deeply; a config has sections and keys")
-        return yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        return loader.get_single_node()
+    except _NoConfigError as error:
+        raise UserError(f"{path}:{error.line}: {error}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\U": there is no such character
         mark = getattr(error, "problem_mark", None) or (loader and loader.get_mark())
         place = f":{mark.line + 1}" if mark else ""

@@ -45,10 +45,11 @@ def test_a_run_becomes_a_picture(tmp_path, steps, evals, bits):
 
 
 def test_the_picture_shows_both_panels(tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, _: drawn.append(self.figure))
     plot_run(make_run(tmp_path / "quickstart", 30), tmp_path / "x.png")
     (figure,) = drawn
     upper, lower = figure.axes

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def _without_script(reload_s: float | None) -> Html:
     return tag("noscript", tag("style", ".chart { min-height: 0 !important; }"), again)
 
 
+@cache
 def _plotly() -> str:
     """The script that draws, out of the installed package."""
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
