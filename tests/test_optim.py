@@ -323,6 +323,24 @@ def test_orthogonalize_brings_singular_values_near_one():
     torch.testing.assert_close(tall.mT, result)
 
 
+@pytest.mark.parametrize("shape", [(2, 32, 96), (2, 96, 32), (2, 32, 64), (2, 32, 32)])
+@pytest.mark.parametrize("smallest", [-6.0, 0.0])
+def test_orthogonalize_is_the_iteration_done_in_fp64(shape, smallest):
+    """Also where singular values are as far apart as a run's: squared, the small ones are lost."""
+    torch.manual_seed(6)
+    u, s, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrices = (u * torch.logspace(0, smallest, s.shape[-1])) @ vh
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)
+    x = x.mT if shape[1] > shape[2] else x
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    expected = x.mT if shape[1] > shape[2] else x
+    result = orthogonalize(matrices, coefficients=(a, b, c), steps=5, eps=1e-7)
+    assert (result - expected).norm() < 6e-4 * expected.norm()
+
+
 def test_groups_hold_plain_values_beside_parameters():
     for name in NAMES:
         optimizer = build_optimizer(small_gpt(), OptimizerConfig(name=name), device=CPU)
