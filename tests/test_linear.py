@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import gpt.linear
@@ -47,6 +48,11 @@ def test_outputs_and_gradients_are_those_of_nn_linear(inputs, outputs, compiled,
 
 
 def test_only_products_that_leave_a_core_idle_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The products themselves, which take seconds where bf16 is emulated, are not what is asked.
+    monkeypatch.setattr(torch, "mm", lambda a, b, *, out: out.zero_())
+    zeros = lambda a, b: a.new_zeros(a.shape[0], b.shape[1])  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "__matmul__", zeros)
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias: x[:, :1] + weight[:, 0])
     layer, wide = Linear(768, 768, bias=False), Linear(768, 2304, bias=False)
     rows = torch.randn(1024, 768)
 
