@@ -59,11 +59,6 @@ def tiny_config(folder: Path, **changes: str) -> Config:
     return load_config(None, list(values.items()))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: a test that waits for a process leaves a core to the others."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
     """A command that was stopped hears no more signals: its process would be ending."""
