@@ -54,8 +54,8 @@ def plot_run(run_dir: Path, png: Path) -> None:
         axes.tick_params(colors=INK, labelsize=9)
     figure.align_ylabels([upper, lower])
     figure.suptitle(_title(run_dir.resolve().name, records, train, val), fontsize=12, color=INK)
-    # Margins that are known, and `print_png` below: a layout of matplotlib's own, and `savefig`,
-    # would each draw it all once more to measure it, which at a run's end is waited for.
+    # Margins that are known, and `print_png` below: matplotlib's own layout measures every text
+    # first, and `savefig` draws everything twice, while at a run's end somebody waits.
     right = 0.925 if bits_per_nat is not None else 0.98
     figure.subplots_adjust(left=0.095, right=right, bottom=0.09, top=0.93, hspace=0.13)
     png.parent.mkdir(parents=True, exist_ok=True)
