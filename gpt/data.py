@@ -25,6 +25,7 @@ from gpt.configfile import named
 from gpt.corpus import Corpus, Piece, scan, source_files
 from gpt.errors import UserError, say
 from gpt.files import check_writable, is_sealed, locked, sealed, sync, write_durably
+from gpt.malloc import freed_memory_given_back
 from gpt.ranks import ranks_path
 from gpt.shards import Hex, ShardWriter, Split, SplitMeta, open_split
 from gpt.sources import STDLIB, file_stat
@@ -251,6 +252,7 @@ def _reuse(config: Config, folder: Path, files: Sequence[Path]) -> TokenData | N
     return data
 
 
+@freed_memory_given_back()
 def _build(config: Config, folder: Path, files: Sequence[Path], *, progress: bool) -> TokenData:
     """Scans, makes the tokenizer, tokenizes into a temporary folder, and puts that in place."""
     stamp = _stamp(files)

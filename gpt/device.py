@@ -3,7 +3,6 @@
 Every automatic choice comes with the reason, for the user to read. Holds no model code.
 """
 
-import ctypes
 import functools
 import os
 import re
@@ -23,9 +22,6 @@ from torch.overrides import TorchFunctionMode
 from gpt.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# glibc's malloc.h: options of mallopt, and the value that turns the first one off.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _NEVER = -1, -4, -1
 
 # Below this size, the casts of autocast cost a CPU more than the shorter products save.
 _BF16_MIN_PARAMETERS = 2_000_000
@@ -322,21 +318,6 @@ def set_threads(threads: int | None = None) -> int:
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or physical_cores())
     return torch.get_num_threads()
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory of a step for the next one, instead of giving it back each time.
-
-    Tensors of some megabytes are otherwise mapped and unmapped at every step, and a virtual machine
-    takes up to 0.4 ms for each megabyte of fresh memory: GPT-2 124M on AMX a fifth of its step, a
-    small model 5-10 %. The most that a process holds grows by 1-2 %. Does nothing elsewhere.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def busy_warning() -> str | None:

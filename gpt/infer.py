@@ -19,11 +19,12 @@ import torch
 from gpt import pages
 from gpt.checkpoint import load_for_inference
 from gpt.decode import Decoder
-from gpt.device import DTYPES, keep_freed_memory, pick_device, pick_dtype, set_threads
+from gpt.device import DTYPES, pick_device, pick_dtype, set_threads
 from gpt.errors import UserError, json_line, say, say_errors, shown
 from gpt.fits import memory_for_inference
 from gpt.generate import Piece, Sampling, generate
 from gpt.heldout import held_out
+from gpt.malloc import keep_freed_memory
 from gpt.model import GPT, count_parameters
 from gpt.quantize import cost_of, halves_pay, linear_bytes, pack
 from gpt.rundir import find_checkpoint

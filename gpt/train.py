@@ -9,7 +9,7 @@ from gpt.build import build_training, continue_or_start
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
 from gpt.data import Batches, Split, TokenData, open_data
-from gpt.device import busy_warning, eager, keep_freed_memory, pick_device, set_threads
+from gpt.device import busy_warning, eager, pick_device, set_threads
 from gpt.ending import (
     STOPPED,
     in_words,
@@ -23,6 +23,7 @@ from gpt.errors import UserError, say
 from gpt.fits import memory_errors
 from gpt.generate import Sampling, generate
 from gpt.guard import SpikeGuard
+from gpt.malloc import keep_freed_memory
 from gpt.ratepolicy import RatePolicy
 from gpt.record import Recorder, note_evaluation
 from gpt.resume import find_start

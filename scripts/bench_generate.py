@@ -26,8 +26,9 @@ import torch
 from gpt import pages
 from gpt.config import ModelConfig
 from gpt.decode import Decoder, KVCache
-from gpt.device import keep_freed_memory, set_threads
+from gpt.device import set_threads
 from gpt.generate import Sampling, complete
+from gpt.malloc import keep_freed_memory
 from gpt.model import GPT
 from gpt.quantize import pack
 from gpt.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -92,15 +93,30 @@ def ours(folder: Path, ranks: Path, out: Path) -> Run:
         f"--tokenizer.kind={ranks}",
     ]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(said)
-    return Run(seconds, usage.ru_maxrss * 1024)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _peak_bytes(process.pid))
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(said.read().decode())
+    return Run(seconds, peak)
+
+
+def _peak_bytes(pid: int) -> int:
+    """The most memory that a process has held; 0 where it has just ended, or without Linux.
+
+    What `wait4` says is at least the peak of the process that started it.
+    """
+    try:
+        status = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def theirs(folder: Path, ranks: Path, threads: int) -> Run:
@@ -115,8 +131,6 @@ def theirs(folder: Path, ranks: Path, threads: int) -> Run:
 
 def peer(folder: Path, ranks: Path, threads: int) -> None:
     """What `theirs` runs: prints the seconds inside tiktoken, and this process's peak memory."""
-    import resource
-
     import tiktoken
 
     from gpt.sources import cut_pieces, documents
@@ -142,7 +156,7 @@ def peer(folder: Path, ranks: Path, threads: int) -> None:
                 seconds += call()
                 texts, size = [], 0
     seconds += call()
-    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    print(json.dumps([seconds, _peak_bytes(os.getpid())]))
 
 
 def trained_ranks(folder: Path, parts: list[str], size: int) -> Path:

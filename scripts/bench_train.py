@@ -59,8 +59,9 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
 
     from gpt.build import assemble_without_text, choose
     from gpt.configfile import load_config
-    from gpt.device import compile_blocks, keep_freed_memory, set_threads
+    from gpt.device import compile_blocks, set_threads
     from gpt.gauges import Gauge
+    from gpt.malloc import keep_freed_memory
     from gpt.plan import Plan
     from gpt.schedule import build_scheduler
     from gpt.step import train_step

@@ -19,7 +19,8 @@ from gpt.cli.arguments import split_overrides
 from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.data import Batches, open_data
-from gpt.device import keep_freed_memory, set_threads
+from gpt.device import set_threads
+from gpt.malloc import keep_freed_memory
 from gpt.record import Recorder
 from gpt.step import train_step
 

@@ -27,9 +27,10 @@ from lr_rules import RULES, STEPS, stopped
 from gpt.config import Config
 from gpt.configfile import load_config
 from gpt.data import TokenData, open_data
-from gpt.device import keep_freed_memory, set_threads
+from gpt.device import set_threads
 from gpt.lr.find import DEFAULT_RAMP, RAMP, find
 from gpt.lr.trial import Laboratory
+from gpt.malloc import keep_freed_memory
 
 SEEDS = 3
 SHARE = 0.15

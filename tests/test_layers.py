@@ -10,7 +10,7 @@ GPT = Path(__file__).parents[1] / "gpt"
 LESSONS = ["update_rule", "one_step", "regimes", "landscape", "optimizers"]
 LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
-    {"errors"},
+    {"errors", "malloc"},
     {"config", "configfile", "files", "parts", "foreign.lines", "foreign.names"},
     {"trackers", "eager_optim", "attention", "dropout", "gelu", "linear", "textplot"},
     {

@@ -218,7 +218,8 @@ def test_live_bytes_follows_births_and_ends():
 TRAINS = """
 import json, sys, torch
 from pathlib import Path
-from gpt.device import keep_freed_memory, peak_memory_bytes
+from gpt.device import peak_memory_bytes
+from gpt.malloc import keep_freed_memory
 from tests.test_lr_memory import SIZED, VOCAB, train_steps
 keep_freed_memory()
 train_steps(SIZED, 3)

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
         raise UserError(f"--out: {out} is a file; name a folder")
 
     from gpt.data import open_data
-    from gpt.device import busy_warning, keep_freed_memory, pick_device, set_threads
+    from gpt.device import busy_warning, pick_device, set_threads
+    from gpt.malloc import keep_freed_memory
 
     pick_device(config.train.device)
     set_threads()

@@ -23,10 +23,11 @@ from typing import Any, Literal, NoReturn, Self
 from tqdm import tqdm
 
 from gpt.configfile import load_config
-from gpt.device import keep_freed_memory, set_threads
+from gpt.device import set_threads
 from gpt.errors import UserError, say
 from gpt.history import History, finite, history_of
 from gpt.lr.trial import untouched_generators
+from gpt.malloc import keep_freed_memory
 from gpt.metrics import duration, read_metrics
 from gpt.report.branches import Bench, Branch, Difference, Losses
 from gpt.report.evidence import Evidence, evidence_of
