@@ -47,6 +47,8 @@ def head_loss_sum(features: Tensor, weight: Tensor, targets: Tensor, *, gradient
     kind = features.device.type
     mixed = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
+    if not torch.is_grad_enabled():  # a Function is told that its inputs need gradients even then
+        features, weight = features.detach(), weight.detach()
     with torch.autocast(kind, enabled=False):
         loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
             features.flatten(0, -2), weight, targets.flatten(), gradient, dtype
