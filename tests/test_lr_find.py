@@ -18,7 +18,10 @@ from gpt.lr.budget import Budget, parse_budget
 from gpt.lr.find import Found, find
 from gpt.lr.find_plot import plot_found
 from gpt.lr.trial import LOST_NATS, Laboratory, starting_weights
+from gpt.metrics import read_metrics
+from gpt.rundir import run_path
 from gpt.step import train_step
+from gpt.train import train
 from tests.conftest import ConfigMaker
 from tests.test_contract import command
 
@@ -177,16 +180,16 @@ def test_a_ramp_multiplies_every_groups_rate_alike(make_config: ConfigMaker) -> 
     assert max(ratios) == pytest.approx(min(ratios))
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
 def test_a_trial_is_the_run_itself_when_it_is_as_long(
-    make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]
+    shuffle: bool, make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Same seed, same length: the losses of the training that gpt-train would do."""
-    config = make_config()
-    data = open_data(config, progress=False)
-    training, _ = build_training(config, data)
-    batches = Batches(data.train, config.model.context_len, config.train.batch_size, 1337)
-    losses = [train_step(training, *batches.batch(step)).loss for step in range(12)]
-    trial = Laboratory(config, data).run(config.optimizer.lr, 12, 1337)
+    """Same seed, same length: the losses of the training that gpt-train does."""
+    config = make_config(data__shuffle=str(shuffle).lower(), log__every_steps="1")
+    train(config)
+    log = read_metrics(run_path(config))
+    losses = [line["loss"] for line in log if line["kind"] == "train"]
+    trial = Laboratory(config, open_data(config)).run(config.optimizer.lr, len(losses), 1337)
     assert list(trial.losses) == losses
 
 

@@ -108,7 +108,7 @@ def test_the_run_is_only_read_even_while_another_process_holds_it(run: Path) -> 
     [
         {"model__dropout": "0.2"},
         {"optimizer__name": "muon", "train__micro_batch_size": "2"},
-        {"optimizer__name": "sgd", "optimizer__lr": "0.1"},
+        {"optimizer__name": "sgd", "optimizer__lr": "0.1", "data__shuffle": "false"},
     ],
 )
 def test_the_unchanged_branch_is_the_run_going_on_bit_for_bit(

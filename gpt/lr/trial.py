@@ -140,7 +140,13 @@ class Laboratory:
         A training with a schedule may come back from a spike; one whose rate only rises will not.
         """
         config = training.config
-        batches = Batches(self._data.train, config.model.context_len, config.train.batch_size, seed)
+        batches = Batches(
+            self._data.train,
+            config.model.context_len,
+            config.train.batch_size,
+            seed,
+            shuffle=config.data.shuffle,
+        )
         losses: list[float] = []
         skipped = 0
         while len(losses) < steps:

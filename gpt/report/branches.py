@@ -121,6 +121,7 @@ class Bench:
             self.config.model.context_len,
             self.config.train.batch_size,
             self.config.run.seed,
+            shuffle=self.config.data.shuffle,
         )
         self.next_batch = self.step + training.progress.skipped_batches
         self._start = self._moment()
