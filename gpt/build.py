@@ -36,7 +36,7 @@ from gpt.optim import build_optimizer
 from gpt.ranks import KNOWN
 from gpt.ratepolicy import RatePolicy, write_record
 from gpt.resume import Start, check_left, find_start, rate_jump, restore
-from gpt.rundir import Resume, check_run, run_path, start_afresh
+from gpt.rundir import Resume, check_run, run_path, start_afresh, write_best
 from gpt.schedule import Plan, build_scheduler, check_plan
 from gpt.sources import file_stat
 from gpt.tokenizer import build_tokenizer
@@ -163,6 +163,7 @@ def continue_or_start(
         return None
     check_left(start, plan)
     restore(start, training, plan, epoch_tokens)
+    write_best(run, training.progress)  # where a run was killed between its checkpoint and this
     step = training.progress.step
     truncate_after(run, step, training.progress.next_batch, training.progress.evaluated_step)
     write_record(run, start.record)  # first: a config.yaml without it would seem changed by hand

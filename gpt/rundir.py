@@ -264,11 +264,25 @@ def save_run(run: Path, training: Training) -> Path:
             if not (error.no_room and keep > 1 and _retain(run, keep - 1, progress)):
                 raise
             save_checkpoint(folder, training)
-        _write_best(run, progress)
+        write_best(run, progress)
         _retain(run, keep, progress)
     except OSError as error:
         raise SaveError(error) from error
     return folder
+
+
+def write_best(run: Path, progress: Progress) -> None:
+    """Names the checkpoint of the best evaluation in best.json.
+
+    The one named before stays where the best was never saved, as on a full disk.
+    """
+    path = run / "checkpoints" / "best.json"
+    if progress.best_step is None:  # there may be one of steps that are undone
+        path.unlink(missing_ok=True)
+        return
+    name = f"step-{progress.best_step:08d}"
+    if (path.parent / name).exists():
+        write_durably(path, sealed({"checkpoint": name, "val_loss": progress.best_val_loss}))
 
 
 def start_afresh(run: Path, config: Config) -> None:
@@ -294,15 +308,6 @@ def _best_folder(run: Path) -> Path | None:
         return folder
     say(f"warning: {path} is damaged, or names a checkpoint that is not there")
     return None
-
-
-def _write_best(run: Path, progress: Progress) -> None:
-    path = run / "checkpoints" / "best.json"
-    if progress.best_step is None:  # there may be one of steps that are undone
-        path.unlink(missing_ok=True)
-        return
-    best = {"checkpoint": f"step-{progress.best_step:08d}", "val_loss": progress.best_val_loss}
-    write_durably(path, sealed(best))
 
 
 def _tidy(run: Path) -> None:

@@ -4,7 +4,9 @@ import errno
 import json
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -318,6 +320,42 @@ def test_full_disk_keeps_the_old_ones_and_tries_again(
         train(other)
     assert kept(other) == [4]
     assert not list(run_folder(other).rglob(".tmp*"))
+
+
+def test_a_best_that_could_not_be_saved_leaves_the_one_before(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of falling losses 4 is the best saved, 8 the best; afterwards no evaluation comes."""
+    config = make_config(
+        train__max_steps="14", eval__every_steps="4", eval__patience="99", checkpoint__keep="1"
+    )
+    losses = iter([3.0, 2.0, 2.5, 2.6])
+    evaluate, save_file = gpt.train.evaluate, gpt.checkpoint.save_file
+
+    def as_wished(*arguments: Any) -> Any:
+        return replace(evaluate(*arguments), loss=next(losses))
+
+    def fill_disk(tensors: object, path: Path) -> None:
+        if path.parent.name.endswith("8"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(gpt.train, "evaluate", as_wished)
+    monkeypatch.setattr(gpt.checkpoint, "save_file", fill_disk)
+    train(config)
+    assert kept(config) == [4, 14]
+    assert find_checkpoint(run_folder(config), None).name == "step-00000004"
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_best_json_makes_up_for_it(make_config: ConfigMaker) -> None:
+    config = make_config(train__max_steps="12", eval__every_steps="4")
+    train(config)
+    best = run_folder(config) / "checkpoints" / "best.json"
+    written = best.read_bytes()
+    best.unlink()
+    train(config)
+    assert best.read_bytes() == written
 
 
 def test_evaluation_is_the_mean_over_every_validation_token(make_config: ConfigMaker) -> None:
