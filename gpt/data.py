@@ -38,6 +38,7 @@ __all__ = [
     "cached_data",
     "eval_batches",
     "kept_data",
+    "kept_validation",
     "make_tokenizer",
     "open_data",
     "open_folder",
@@ -133,20 +134,30 @@ def kept_data(config: Config) -> TokenData | None:
         return None
 
 
+class Validation(NamedTuple):
+    """The validation tokens of a data folder, and what they are ids of."""
+
+    split: Split
+    tokenizer: Tokenizer
+    folder: Path
+
+
+def kept_validation(config: Config) -> Validation | None:
+    """The same for the validation tokens alone: those of training may take minutes to verify."""
+    folder = _folder(config)
+    try:
+        meta, tokenizer = _open_meta(folder)
+        return Validation(_open_side(folder, meta, meta.val, tokenizer), tokenizer, folder)
+    except (UserError, OSError):
+        return None
+
+
 def open_folder(folder: Path) -> TokenData:
     """Opens a data folder after verifying all of it; `UserError` on anything damaged."""
-    meta = _read_meta(folder)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.fingerprint != meta.tokenizer_fingerprint:
-        raise UserError(f"{folder}: damaged: its tokenizer is not the one that made the shards")
-    fingerprints = (meta.tokenizer_fingerprint, meta.source_fingerprint)
-    train, val = (
-        open_split(folder, side, tokenizer.vocab_size, fingerprints)
-        for side in (meta.train, meta.val)
-    )
+    meta, tokenizer = _open_meta(folder)
     return TokenData(
-        train,
-        val,
+        _open_side(folder, meta, meta.train, tokenizer),
+        _open_side(folder, meta, meta.val, tokenizer),
         tokenizer,
         folder,
         fingerprint=meta.fingerprint,
@@ -154,6 +165,18 @@ def open_folder(folder: Path) -> TokenData:
         split=meta.split,
         parts={"text": meta.source_fingerprint, "tokenizer": meta.tokenizer_fingerprint},
     )
+
+
+def _open_meta(folder: Path) -> tuple[Meta, Tokenizer]:
+    meta, tokenizer = _read_meta(folder), load_tokenizer(folder)
+    if tokenizer.fingerprint != meta.tokenizer_fingerprint:
+        raise UserError(f"{folder}: damaged: its tokenizer is not the one that made the shards")
+    return meta, tokenizer
+
+
+def _open_side(folder: Path, meta: Meta, side: SplitMeta, tokenizer: Tokenizer) -> Split:
+    fingerprints = (meta.tokenizer_fingerprint, meta.source_fingerprint)
+    return open_split(folder, side, tokenizer.vocab_size, fingerprints)
 
 
 class _NotThereError(UserError):

@@ -12,9 +12,11 @@ import gpt.infer
 import gpt.quantize
 from gpt import pages
 from gpt.cli.infer import main
-from gpt.data import kept_data
+from gpt.config import TokenizerConfig
+from gpt.data import kept_data, kept_validation
 from gpt.packed import BFloat16Linear, HalfLinear, Packed, has_half_kernel
 from gpt.quantize import linear_bytes, multiplies_bf16
+from gpt.tokenizer import build_tokenizer
 from gpt.train import train
 from tests.conftest import tiny_config
 
@@ -58,6 +60,22 @@ def test_int8_says_what_it_costs_and_leaves_no_trace(
     assert written(run.parents[1]) == before
 
 
+def test_only_validation_shards_are_read(run: Path, tmp_path: Path) -> None:
+    """Those of training may be many: a damaged one is none of its business."""
+    copy, config = tmp_path / "data", tiny_config(run.parents[1])
+    data = kept_data(config)
+    assert data is not None
+    shutil.copytree(data.folder, copy / data.folder.name)
+    (shard,) = (copy / data.folder.name).glob("train-*.bin")
+    shard.write_bytes(b"")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dir": str(copy)})})
+    assert kept_data(config) is None
+    kept = kept_validation(config)
+    assert kept is not None
+    assert kept.split.n_tokens == data.val.n_tokens
+    assert kept.tokenizer.fingerprint == data.tokenizer.fingerprint
+
+
 def test_without_shards_the_prompts_are_the_measure(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +93,12 @@ def test_without_shards_the_prompts_are_the_measure(
     assert source == "tokens of the prompts"
     batches, source = gpt.infer.held_out(model, tokenizer, folder.parent, ["the cat"])
     assert batches == []
+    assert "not here" in source
     assert "fewer than 32 tokens" in source
+    other = build_tokenizer(TokenizerConfig(kind="chars"), lambda: ["the cat"])
+    batches, source = gpt.infer.held_out(model, other, run, ["the cat"])
+    assert batches == []
+    assert "of another tokenizer in" in source
     assert not Path("gone").exists()
 
 
