@@ -26,9 +26,9 @@ class _Rows(ctypes.Structure):
     ]
 
 
-def attends_in_c(keys: Tensor) -> bool:
-    """Whether `attend_rows` is there for such keys: on a CPU, in fp32 or bf16, a C compiler."""
-    known = keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16)
+def attends_in_c(heads: Tensor) -> bool:
+    """Whether `attend_rows` is there for q, k, v like these: on a CPU, in fp32, a C compiler."""
+    known = heads.device.type == "cpu" and heads.dtype == torch.float32
     return known and isinstance(c_library("decode"), ctypes.CDLL)
 
 
@@ -43,11 +43,16 @@ def attend_rows(
 ) -> Tensor:
     """Stores k and v (B, kv H, T = 1, D) behind what rows hold, and gives what q (B, H, 1, D) sees.
 
-    `keys` and `values` (B, kv H, room, D) hold as many tokens of each row as `lengths` (B,) int64
-    says. What a row gives does not depend on the others, nor on the threads.
+    Those are in fp32. `keys` and `values` (B, kv H, room, D), in fp32 or bf16, hold as many tokens
+    of each row as `lengths` (B,) int64 says. What a row gives depends neither on the others nor on
+    the threads.
     """
     library = c_library("decode")
     assert isinstance(library, ctypes.CDLL), library
+    assert {each.dtype for each in (q, k, v)} == {torch.float32}
+    assert keys.dtype == values.dtype
+    assert keys.dtype in (torch.float32, torch.bfloat16)
+    assert lengths.dtype == torch.int64
     heads, y = [_side_by_side(each) for each in (q, k, v)], torch.empty(q.shape)
     threads, size = torch.get_num_threads(), q.size(-1)
     assert keys.is_contiguous()

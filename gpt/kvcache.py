@@ -23,7 +23,9 @@ class KVCache:
         config, like = model.config, model.final_norm.weight
         assert isinstance(like, Tensor)
         shape = (rows, config.kv_heads, size, config.head_dim)
-        dtype = torch.bfloat16 if _rounds(model) and attends_in_c(like) else like.dtype
+        # C reads queries, new keys and new values as fp32, which the model must compute in.
+        self.in_c = attends_in_c(like)
+        dtype = torch.bfloat16 if _rounds(model) and self.in_c else like.dtype
         self.k = [like.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [like.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = [0] * rows
@@ -114,14 +116,13 @@ class _NextToken:
         self.at = torch.tensor(cache.lengths, device=device)  # (B,)
         self.positions = self.at[:, None]  # (B, T = 1)
         self.mask: Tensor | None = None
-        self.in_c = attends_in_c(cache.k[0])
-        if not self.in_c and len(set(cache.lengths)) > 1:  # else there is nothing to hide
+        if not cache.in_c and len(set(cache.lengths)) > 1:  # else there is nothing to hide
             slots = torch.arange(self.used, device=device)
             self.mask = (slots <= self.positions)[:, None, None, :]  # (B, 1, T = 1, S)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         keys, values = self.cache.k[layer], self.cache.v[layer]
-        if self.in_c:
+        if self.cache.in_c:
             return attend_rows(q, k, v, keys, values, self.at, scale)
         keys[self.rows, :, self.at] = k[:, :, 0]
         values[self.rows, :, self.at] = v[:, :, 0]
