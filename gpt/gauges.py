@@ -1,7 +1,8 @@
 """What a step tells beside its loss: update ratios, Adam's RMS, slope, noise, activations.
 
 Everything is measured on a sample of each parameter, on logged steps only, and changes nothing of
-what a run computes. What the numbers mean is `health`'s business.
+what a run computes. Nothing is in float64 on a device, since Apple's have none. What the numbers
+mean is `health`'s business.
 """
 
 import math
@@ -133,7 +134,7 @@ class Gauge:
     def _moves(self, before: Tensor, update: Tensor) -> Moves:
         gradient = self._sample([p.grad for p in self._parameters])
         parts = (self._lengths(x) for x in (before, update, gradient))
-        weights, moved, gradients = (part.double().tolist() for part in parts)
+        weights, moved, gradients = (part.tolist() for part in parts)
         return Moves(
             update_ratio=_ratio(_norm(moved), _norm(weights)),
             by_parameter=dict(zip(self._names, map(_ratio, moved, weights), strict=True)),
@@ -235,7 +236,7 @@ def _every(tensor: Tensor, stride: int) -> Tensor:
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:
     """The values of scalars, fetched from the device in one."""
-    values: list[float] = torch.stack(list(scalars)).double().tolist()
+    values: list[float] = torch.stack(list(scalars)).tolist()
     return values
 
 

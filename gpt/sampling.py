@@ -78,6 +78,8 @@ def choose(
     are multiplied); top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; min-p: Nguyen et al. 2024.
     """
     logits = logits.float()
+    if logits.device.type not in ("cpu", "cuda"):  # Apple's mps has no float64
+        logits = logits.cpu()
     if len(draws) == 1 and logits.device.type == "cpu" and sampling.is_plain:
         return [_draw_plain(logits[0].numpy(), sampling.temperature, draws[0])]
     if sampling.repetition_penalty != 1:

@@ -2,12 +2,14 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import gpt.gauges
 from gpt.autopsy import examine
@@ -222,6 +224,40 @@ def test_measuring_changes_nothing(dropout: str, make_config: ConfigMaker) -> No
                 examine(training, *batch)
         ends.append(weights(training))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+class NoFloat64(TorchFunctionMode):
+    """Refuses what Apple's mps refuses."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return made
+
+
+def test_a_step_is_measured_where_there_is_no_float64(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_mps(measure: Callable[[Gauge], None]) -> Callable[[Gauge], None]:
+        def refusing(gauge: Gauge) -> None:
+            with NoFloat64():
+                measure(gauge)
+
+        return refusing
+
+    for name in ("gradients", "before_update", "after_update"):
+        monkeypatch.setattr(Gauge, name, on_mps(getattr(Gauge, name)))
+    pair, _, _ = two_steps(make_config())
+    moves, _, _ = measured(make_config(), steps=1)
+    assert pair.noise > 0
+    assert moves.adam_rms is not None
 
 
 @pytest.mark.parametrize(("signal", "noise"), [(1.0, 40.0), (1.0, 4.0), (4.0, 100.0)])

@@ -342,6 +342,37 @@ def test_no_penalty_makes_sound_weights_look_broken(penalty: float) -> None:
         assert token == (3 if penalty > 1 else 0)
 
 
+class OnMps(torch.Tensor):
+    """Says that it is on Apple's mps, and refuses float64 as that does."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func == torch.Tensor.device.__get__:
+            return torch.device("mps")
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        if func == torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return made.as_subclass(torch.Tensor)
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return made
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "repetition_penalty": 1.3}])
+def test_a_device_without_float64_gives_the_cpus_tokens(rows: int, options: dict[str, Any]) -> None:
+    logits, sampling = LOGITS.expand(rows, -1), Sampling(temperature=1, **options)
+    rest = [0.3, 0.9][:rows], [[4, 0], [1]][:rows]
+    on_mps = logits.as_subclass(OnMps)
+    assert choose(on_mps, sampling, *rest) == choose(logits, sampling, *rest)
+
+
 def test_samples_come_without_end_and_without_delay() -> None:
     pieces = generate(build(), BYTES, ["a"], Sampling(max_tokens=1, seed=1), 10**15)
     last = next(piece for piece in itertools.islice(pieces, 200, None) if piece.completion)
