@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "",
             "Each prints what it measured and writes NAME.png. The tiny GPTs in them are trained",
             "on the spot, on Python's own library; nothing is downloaded, nothing else is left",
-            "behind. All of them take about two minutes on two CPU cores.",
+            "behind. All of them take under three minutes on two CPU cores.",
         ]
     )
     add = parser.add_argument
