@@ -36,7 +36,8 @@ _COMPILE_PAYS_S = {"cpu": 15 * 60, "cuda": 2 * 60}
 def pick_device(name: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means on this machine.
 
-    Raises UserError if it is not there.
+    Of several GPUs it becomes the current one, which is what torch means by `cuda`: the one whose
+    generator is saved, and which is asked for bf16. Raises UserError if it is not there.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -62,6 +63,7 @@ def pick_device(name: str) -> torch.device:
                 f"train.device: {name} asked for, this machine has {count} CUDA device(s), "
                 f"cuda:0 to cuda:{count - 1}; use one of them"
             )
+        torch.cuda.set_device(device)
     return device
 
 

@@ -44,8 +44,12 @@ def no_accelerator(monkeypatch):
 @pytest.fixture
 def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    current = [1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: current.__setitem__(0, device.index)
+    )
 
 
 def test_auto_takes_the_cpu_where_there_is_nothing_else(no_accelerator):
@@ -60,6 +64,15 @@ def test_auto_takes_what_is_there(two_gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto") == MPS
+
+
+def test_the_gpu_that_was_asked_for_becomes_the_current_one(two_gpus):
+    """Whose generator is saved, and which is asked for bf16."""
+    assert pick_device("cuda:0") == torch.device("cuda", torch.cuda.current_device())
+    assert pick_device("cuda:1") == torch.device("cuda", torch.cuda.current_device())
+    with pytest.raises(UserError):
+        pick_device("cuda:2")
+    assert torch.cuda.current_device() == 1
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
