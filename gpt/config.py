@@ -414,8 +414,8 @@ class TrainConfig(Section):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
-        description="auto, cpu, cuda, cuda:N or mps",
+        pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$",
+        description="auto, cpu, cuda, cuda:N (0 to 99) or mps",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the matrix products; weights stay fp32"

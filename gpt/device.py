@@ -43,8 +43,10 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
-        raise UserError(f"train.device: {name!r} is not auto, cpu, cuda, cuda:N or mps; use auto")
+    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]?))?", name):
+        raise UserError(
+            f"train.device: {name!r} is not auto, cpu, cuda, cuda:N (0 to 99) or mps; use auto"
+        )
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("train.device: mps asked for, this machine has none; use auto or cpu")

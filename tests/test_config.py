@@ -630,6 +630,8 @@ def test_a_character_that_does_not_exist_is_told_with_its_line(tmp_path):
         ("tokenizer.kind", "a\0b"),
         ("eval.sample_prompt", "x" * 20_000),
         ("train.device", "cuda:٣"),
+        ("train.device", "cuda:01"),
+        ("train.device", "cuda:256"),
         ("data.\ud800", "1"),
         ("\ud800.x", "1"),
     ],

@@ -87,9 +87,11 @@ def test_a_gpu_number_that_is_too_high(two_gpus):
 
 
 @pytest.mark.parametrize(
-    "name", ["tpu", "cuda:x", "cuda:-1", "", "meta", "xpu", "cuda:99999999999"]
+    "name",
+    ["tpu", "cuda:x", "cuda:-1", "", "meta", "xpu", "cuda:99999999999", "cuda:01", "cuda:256"],
 )
 def test_other_names_are_refused(name):
+    """Of the last two, torch takes none with a leading 0, and 256 for 0."""
     with pytest.raises(UserError, match="is not auto, cpu"):
         pick_device(name)
 
