@@ -19,7 +19,7 @@ __all__ = ["Corpus", "Partition", "Piece", "scan", "source_files"]
 
 MAX_SORTED_DOCUMENTS = 1_000_000  # above it the split needs no list of documents
 _PIECE = 2**20  # characters that become UTF-8 at once
-_BLANK = 2  # in `Corpus.sides`, beside False and True
+_BLANK, _CUT = 2, 3  # in `Corpus.sides`, beside False and True
 
 
 class Piece(NamedTuple):
@@ -34,12 +34,13 @@ class Piece(NamedTuple):
 class Partition:
     """Which text is validation text, without a list of documents where there are too many.
 
-    `how` is `documents` (those whose hash is in `val`), `hash` (those whose hash is below
-    `threshold`) or `tail` (all characters from `cut` on).
+    `how` is `documents` (those whose hash is in `val`, and the tails of those in `long`), `hash`
+    (those whose hash is below `threshold`) or `tail` (all characters from `cut` on).
     """
 
     how: str
     val: frozenset[int] = frozenset()
+    long: frozenset[int] = frozenset()
     threshold: int = 0
     cut: int = 0
 
@@ -65,8 +66,9 @@ class _Measure(NamedTuple):
 class Corpus:
     """A scanned source. `fingerprint` depends on the documents and their order only.
 
-    `sides` says of each document whether it is validation text, or blank, where a list is kept:
-    it can then be read once, without knowing first what it holds.
+    `sides` says of each document whether it is validation text, blank, or cut in two, where a list
+    is kept: it can then be read once, without knowing first what it holds. `cuts` are the
+    characters from which on those that are cut are validation text, in order.
     """
 
     config: DataConfig
@@ -77,6 +79,7 @@ class Corpus:
     partition: Partition
     summary: str
     sides: bytes = field(default=b"", repr=False)
+    cuts: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
 
     @property
     def name(self) -> str:
@@ -85,7 +88,7 @@ class Corpus:
 
     def pieces(self) -> Iterator[Piece]:
         """All text in order with its side; `UserError` if it changed since the scan."""
-        total = hashlib.sha256()
+        total, cuts = hashlib.sha256(), iter(self.cuts)
         for number, document in enumerate(documents(self.config)):
             side = self.sides[number] if number < len(self.sides) else _BLANK
             if side == _BLANK:  # or not on the list
@@ -96,7 +99,9 @@ class Corpus:
             digest = hashlib.sha256()
             texts = cut_pieces(_hashed(document.chunks(), digest))
             if self.partition.how == "tail":
-                yield from _tail_pieces(texts, self.partition.cut, self.n_documents > 1)
+                yield from _tail_pieces(texts, self.partition.cut, ends=self.n_documents > 1)
+            elif side == _CUT:
+                yield from _tail_pieces(texts, next(cuts), ends=True)
             else:
                 for text in texts:
                     yield Piece(text, bool(side), ends=False)
@@ -116,8 +121,8 @@ class Corpus:
 @named("data.source")
 def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
     """Reads the source once: sizes, fingerprint, and the split."""
-    total, n_documents, n_chars, n_bytes, smallest = hashlib.sha256(), 0, 0, 0, 0
-    hashes, sizes, blanks = array("Q"), array("Q"), bytearray()
+    total, n_documents, n_chars, n_bytes = hashlib.sha256(), 0, 0, 0
+    hashes, sizes, lengths, blanks = array("Q"), array("Q"), array("Q"), bytearray()
     distinct: set[int] = set()  # of two documents at most, enough to tell one from several
     with tqdm(unit="B", unit_scale=True, desc="reading", disable=None if progress else True) as bar:
         for document in documents(config):
@@ -127,33 +132,37 @@ def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
             if measure.blank:
                 continue
             total.update(measure.digest)
-            n_documents, n_bytes = n_documents + 1, n_bytes + measure.n_bytes
-            n_chars, smallest = n_chars + measure.n_chars, measure.n_chars
+            n_documents += 1
+            n_chars, n_bytes = n_chars + measure.n_chars, n_bytes + measure.n_bytes
             if len(distinct) < 2:
                 distinct.add(measure.hash)
             if n_documents <= MAX_SORTED_DOCUMENTS:
                 hashes.append(measure.hash)
                 sizes.append(measure.n_bytes)
+                lengths.append(measure.n_chars)
             bar.update(measure.n_bytes)
     if not n_documents:
         raise UserError(
             f"data.source: {source_name(config)} holds no text; give a file with text in it"
         )
     fraction = config.val_fraction
-    sides = bytes(_BLANK * blank for blank in blanks)
+    sides, cuts = bytes(_BLANK * blank for blank in blanks), array("Q")
     if len(distinct) == 1:
         # As nanoGPT cuts it (data/shakespeare_char/prepare.py); copies of one text are cut alike.
-        partition = Partition("tail", cut=int(smallest * (1 - fraction)))
+        partition = Partition("tail", cut=_cut(lengths[0], fraction))
         how = f"the last {fraction:.2%} of the characters"
     elif n_documents > MAX_SORTED_DOCUMENTS:
         partition, sides = Partition("hash", threshold=int(fraction * 2**64)), b""
         how = f"whole documents, {fraction:.2%} of them by hash"
     else:
-        val = _choose(np.asarray(hashes), np.asarray(sizes), fraction * n_bytes)
-        partition = Partition("documents", val=val)
-        in_order = iter(hashes)
-        sides = bytes(_BLANK if blank else next(in_order) in val for blank in blanks)
-        how = f"whole documents, {len(val)} distinct of {len(set(hashes))}"
+        val, long = _choose(np.asarray(hashes), np.asarray(sizes), fraction)
+        partition = Partition("documents", val=val, long=long)
+        in_order = (_CUT if each in long else each in val for each in hashes)
+        sides = bytes(_BLANK if blank else next(in_order) for blank in blanks)
+        texts = zip(hashes, lengths, strict=True)
+        cuts.extend(_cut(length, fraction) for each, length in texts if each in long)
+        how = f"whole documents, {len(val)} distinct of {len(set(hashes)) - len(long)}"
+        how = _with_tails(how if val else "", len(long), fraction)
     return Corpus(
         config,
         n_documents,
@@ -163,23 +172,45 @@ def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
         partition,
         f"validation: {how}",
         sides,
+        cuts,
     )
 
 
 def _choose(
-    hashes: npt.NDArray[np.uint64],
-    sizes: npt.NDArray[np.uint64],
-    wanted_bytes: float,
-) -> frozenset[int]:
-    """Hashes of the validation documents: in order of hash, each that still fits, at least one."""
+    hashes: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], fraction: float
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Hashes of the validation documents, and of the long ones, of which the tail becomes that.
+
+    A document is long if it is more than all of validation should be. Of the others, in order of
+    hash, each that still fits into their share is taken whole. Next to a long one, a document that
+    is more than its share of itself and all smaller ones is training text, and does not count: as
+    it never fits, all of the smaller ones would be taken instead of it.
+    """
     distinct, place = np.unique(hashes, return_inverse=True)
     weight = np.bincount(place, weights=sizes)  # copies of a document move together
+    long = weight > fraction * weight.sum()
+    ordered = np.sort(weight)
+    fits = ordered <= fraction * np.cumsum(ordered)
+    largest = ordered[fits][-1] if fits.any() else 0
+    wanted_bytes = fraction * weight[weight <= largest].sum()
     chosen, taken = [], 0.0
     for document_hash, n_bytes in zip(distinct.tolist(), weight.tolist(), strict=True):
-        if taken + n_bytes <= wanted_bytes:
+        if n_bytes <= largest and taken + n_bytes <= wanted_bytes:
             chosen.append(document_hash)
             taken += n_bytes
-    return frozenset(chosen or [int(distinct[np.argmin(weight)])])
+    return frozenset(chosen), frozenset(distinct[long].tolist())
+
+
+def _cut(n_chars: int, fraction: float) -> int:
+    """The character from which on a document is validation text, if it is cut."""
+    return int(n_chars * (1 - fraction))
+
+
+def _with_tails(whole: str, n_long: int, fraction: float) -> str:
+    """The validation text in words, given those of its whole documents, or none."""
+    documents = "documents" if n_long > 1 else "document"
+    tails = f"the last {fraction:.2%} of the characters of {n_long} long {documents}"
+    return ", and ".join(filter(None, [whole, tails if n_long else ""]))
 
 
 def _measure(document: Document) -> _Measure:
@@ -207,8 +238,8 @@ def _digest(text: str, digest: "hashlib._Hash") -> int:
     return n_bytes
 
 
-def _tail_pieces(texts: Iterable[str], cut: int, copies: bool) -> Iterator[Piece]:
-    """The pieces before and after character `cut`; an end only separates copies of the document."""
+def _tail_pieces(texts: Iterable[str], cut: int, *, ends: bool) -> Iterator[Piece]:
+    """The pieces before and after character `cut`; with `ends`, both parts end there."""
     position = 0
     for text in texts:
         head = max(0, min(len(text), cut - position))
@@ -217,5 +248,5 @@ def _tail_pieces(texts: Iterable[str], cut: int, copies: bool) -> Iterator[Piece
         if head < len(text):
             yield Piece(text[head:], val=True, ends=False)
         position += len(text)
-    if copies:
+    if ends:
         yield from (Piece("", val, ends=True) for val in (False, True))

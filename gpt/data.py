@@ -281,6 +281,7 @@ def _build(config: Config, folder: Path, files: Sequence[Path], *, progress: boo
     stamp = _stamp(files)
     corpus, tokenizer = make_tokenizer(config, progress=progress)
     identity = [corpus.fingerprint, tokenizer.fingerprint, config.data.val_fraction, FORMAT]
+    identity += ["tails"] if corpus.partition.long else []  # these were whole before
     temporary, old = (folder.with_name(f".{word}-{folder.name}") for word in ("tmp", "old"))
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)

@@ -22,14 +22,15 @@ def write_rows(path: Path, rows: list[str]) -> DataConfig:
 
 
 def sides(data: DataConfig) -> tuple[list[str], list[str]]:
-    """The documents of each side."""
+    """The documents of each side, and what each has of those that are cut."""
     result: tuple[list[str], list[str]] = ([], [])
-    text = ""
+    text = ["", ""]
     for piece in scan(data, progress=False).pieces():
-        text += piece.text
+        text[piece.val] += piece.text
         if piece.ends:
-            result[piece.val].append(text)
-            text = ""
+            result[piece.val].append(text[piece.val])
+            text[piece.val] = ""
+    assert text == ["", ""]
     return result
 
 
@@ -50,9 +51,55 @@ def test_copies_stay_on_one_side(tmp_path: Path):
     assert len(train) + len(val) == 400
 
 
-def test_both_sides_get_something_even_from_two_documents(tmp_path: Path):
-    train, val = sides(write_rows(tmp_path / "a.jsonl", ["long " * 1000, "short"]))
-    assert (train, val) == (["long " * 1000], ["short"])
+LONG = [f"{letter}bcdefgh " * 3000 for letter in "abcde"]
+NOTES = [f"a note, {number:03}\n" for number in range(500)]
+
+
+def test_of_long_documents_both_sides_get_a_part(tmp_path: Path):
+    rows = [*LONG[:2], *NOTES, *LONG[2:]]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    train, val = sides(data)
+    # Heads and tails, joined, give every text back, in order; each note stands on one side.
+    heads, tails = ([text for text in side if len(text) > 20] for side in (train, val))
+    assert [head + end for head, end in zip(heads, tails, strict=True)] == LONG
+    assert {len(end) for end in tails} == {2700}
+    notes = [text for text in train if len(text) < 20], [text for text in val if len(text) < 20]
+    assert sorted(notes[0] + notes[1]) == NOTES
+    assert len(notes[1]) == 50
+    assert train == [text for text in (*heads[:2], *NOTES, *heads[2:]) if text not in notes[1]]
+    assert scan(data, progress=False).summary == (
+        "validation: whole documents, 50 distinct of 500, and the last 10.00% of the characters of "
+        "5 long documents"
+    )
+
+
+def test_a_small_file_beside_a_long_one_is_not_all_of_validation(tmp_path: Path):
+    data = write_rows(tmp_path / "a.jsonl", ["long " * 1000, "read me"])
+    assert sides(data) == (["long " * 900, "read me"], ["long " * 100])
+    assert scan(data, progress=False).summary == (
+        "validation: the last 10.00% of the characters of 1 long document"
+    )
+
+
+def test_of_two_equal_ones_both_are_cut(tmp_path: Path):
+    train, val = sides(write_rows(tmp_path / "a.jsonl", ["abcdefghij", "klmnopqrst"]))
+    assert (train, val) == (["abcdefghi", "klmnopqrs"], ["j", "t"])
+
+
+def test_copies_of_a_long_one_are_cut_alike(tmp_path: Path):
+    rows = [LONG[0], "note", LONG[0], " ", LONG[0], "another note"]
+    train, val = sides(write_rows(tmp_path / "a.jsonl", rows))
+    head, end = LONG[0][:24300], LONG[0][24300:]
+    assert (train, val) == ([head, "note", head, head, "another note"], [end] * 3)
+
+
+def test_one_between_long_and_small_does_not_leave_validation_to_the_small(tmp_path: Path):
+    train, val = sides(
+        write_rows(tmp_path / "a.jsonl", [LONG[0] * 5, LONG[1][:13500], *NOTES[:300]])
+    )
+    # It is below a tenth of all bytes, and above a tenth of what is left beside the long one.
+    assert LONG[1][:13500] in train
+    assert len([text for text in val if text in NOTES]) == 30
 
 
 def test_the_split_does_not_depend_on_order_or_place(tmp_path: Path):
@@ -144,7 +191,7 @@ def test_texts_in_files_are_read_twice_in_all(tmp_path: Path, monkeypatch: pytes
     )
     corpus = scan(DataConfig(source=str(tmp_path)), progress=False)
     pieces = list(corpus.pieces())
-    assert sum(piece.ends for piece in pieces) == 3
+    assert sum(piece.ends for piece in pieces) == 6  # each is cut, and both parts end
     # Once for the scan, once for the pieces; the blank one is looked at and left out.
     assert sorted(opened) == sorted(["0.txt", "1.txt", "2.txt", "blank.md"] * 2)
 

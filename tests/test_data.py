@@ -1,5 +1,6 @@
 """Shards are built once, found again, and rebuilt when text, tokenizer or files changed."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -72,6 +73,41 @@ def test_one_document_has_its_tail_for_validation_and_no_end_token(make: Make, t
     assert data.tokenizer.decode(val) == text[cut:]
     assert (data.train.n_documents, data.val.n_documents) == (1, 1)
     assert data.tokenizer.eot_id not in train + val
+
+
+def test_long_documents_are_cut_and_both_parts_end_with_the_end_token(make: Make, tmp_path: Path):
+    (tmp_path / "two").mkdir()
+    texts = ["abcdefghij" * 20, "klmnopqrst" * 30]
+    for number, text in enumerate(texts):
+        (tmp_path / "two" / f"{number}.txt").write_text(text)
+    data = open_data(make("two", "chars"), progress=False)
+    eot = data.tokenizer.eot_id
+    parts = [
+        "".join("|" if i == eot else data.tokenizer.decode([i]) for i in ids)
+        for ids in ids_of(data)
+    ]
+    assert parts == [
+        f"{texts[0][:180]}|{texts[1][:270]}|",
+        f"{texts[0][180:]}|{texts[1][270:]}|",
+    ]
+    assert (data.train.n_documents, data.val.n_documents) == (2, 2)
+
+
+def test_fingerprints_of_whole_documents_are_those_of_earlier_versions(make: Make):
+    data = open_data(make(), progress=False)
+    assert data.split == "validation: whole documents, 7 distinct of 60"
+    assert data.fingerprint == "eb8c9e52c1d96f8a0e426d180d3f161511cb0d254398e00665338fc9742877c0"
+
+
+def test_fingerprints_of_long_documents_are_others_than_in_earlier_versions(
+    make: Make, tmp_path: Path
+):
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        (tmp_path / "two" / f"{name}.txt").write_text(name * 300)
+    data = open_data(make("two"), progress=False)
+    before = [data.parts["text"], data.parts["tokenizer"], 0.1, 1]
+    assert data.fingerprint != hashlib.sha256(json.dumps(before).encode()).hexdigest()
 
 
 def test_threads_and_small_tasks_keep_the_order(make: Make, monkeypatch: pytest.MonkeyPatch):
