@@ -33,11 +33,12 @@ _COMPILED_DIR = "TORCHINDUCTOR_CACHE_DIR"
 _COMPILE_PAYS_S = {"cpu": 15 * 60, "cuda": 2 * 60}
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "train.device") -> torch.device:
     """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means on this machine.
 
     Of several GPUs it becomes the current one, which is what torch means by `cuda`: the one whose
-    generator is saved, and which is asked for bf16. Raises UserError if it is not there.
+    generator is saved, and which is asked for bf16. Raises UserError if it is not there, which
+    begins with the `key` that names it.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -45,24 +46,24 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]?))?", name):
         raise UserError(
-            f"train.device: {name!r} is not auto, cpu, cuda, cuda:N (0 to 99) or mps; use auto"
+            f"{key}: {name!r} is not auto, cpu, cuda, cuda:N (0 to 99) or mps; use auto"
         )
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device: mps asked for, this machine has none; use auto or cpu")
+        raise UserError(f"{key}: mps asked for, this machine has none; use auto or cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             built = "" if torch.version.cuda else " (this torch is built without CUDA)"
             raise UserError(
-                f"train.device: {name} asked for, this machine has no usable CUDA device{built}; "
+                f"{key}: {name} asked for, this machine has no usable CUDA device{built}; "
                 "use auto or cpu"
             )
         if ":" not in name:
             return torch.device("cuda", torch.cuda.current_device())
         if device.index >= count:
             raise UserError(
-                f"train.device: {name} asked for, this machine has {count} CUDA device(s), "
+                f"{key}: {name} asked for, this machine has {count} CUDA device(s), "
                 f"cuda:0 to cuda:{count - 1}; use one of them"
             )
         torch.cuda.set_device(device)

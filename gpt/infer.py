@@ -50,7 +50,7 @@ class Request:
 
 def infer(request: Request) -> None:
     """Loads the checkpoint and continues the prompts on stdout. Raises UserError."""
-    device = pick_device(request.device)
+    device = pick_device(request.device, "--device")
     check_quantize(request, device)
     set_threads()
     folder = find_checkpoint(request.run, request.checkpoint)

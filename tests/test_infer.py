@@ -223,7 +223,7 @@ def test_ctrl_c_outside_of_the_interactive_mode_ends(
         (["--run", "absent"], "absent"),
         (["--run", "empty"], "empty"),
         (["--checkpoint", "empty"], "empty"),
-        (["--device", "toaster"], "toaster"),
+        (["--device", "toaster"], "error: --device: 'toaster' is not auto"),
         (["--dtype", "fp8"], "fp8"),
         (["--prompts", "absent.txt"], "not allowed with"),
         (["--quantise"], "--quantise"),
