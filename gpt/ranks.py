@@ -151,16 +151,23 @@ def _to_bytes(vocab: dict[str, int]) -> Ranks:
 
 
 def _sample(texts: Texts) -> Iterator[str]:
-    """At most `TRAIN_CHARS` of the texts, taken evenly in stretches of `SAMPLE_CHARS`."""
-    share = TRAIN_CHARS / max(1, sum(map(len, texts())))
-    credit = 0.0
+    """At most `TRAIN_CHARS` of the texts, in stretches of at most `SAMPLE_CHARS`.
+
+    Of longer texts each period's end is taken, wherever one text ends and the next begins, so that
+    every character has the same chance.
+    """
+    total, position = sum(map(len, texts())), 0
+    if total <= TRAIN_CHARS:
+        for text in texts():
+            for start in range(0, len(text), SAMPLE_CHARS):
+                yield text[start : start + SAMPLE_CHARS]
+        return
+    period = -(-total * SAMPLE_CHARS // TRAIN_CHARS)
     for text in texts():
-        for start in range(0, len(text), SAMPLE_CHARS):
-            part = text[start : start + SAMPLE_CHARS]
-            credit += share * len(part)
-            if share >= 1 or credit >= len(part):
-                credit -= len(part)
-                yield part
+        first = period - SAMPLE_CHARS - position % period  # below 0 in a stretch that goes on here
+        for start in range(first, len(text), period):
+            yield text[max(0, start) : start + SAMPLE_CHARS]
+        position += len(text)
 
 
 def published_ranks(kind: str) -> Ranks:

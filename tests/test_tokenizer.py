@@ -138,6 +138,21 @@ def test_bpe_samples_long_texts_evenly(monkeypatch: pytest.MonkeyPatch):
     assert firsts
 
 
+def test_bpe_samples_long_and_short_texts_alike(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks_module, "TRAIN_CHARS", 1000)
+    monkeypatch.setattr(ranks_module, "SAMPLE_CHARS", 10)
+    texts = ["a" * 10, "bcd"] * 1001
+    sample = "".join(ranks_module._sample(lambda: texts))
+    assert len(sample) in range(900, 1001)
+    for letter, share in {"a": 10, "b": 1, "c": 1, "d": 1}.items():
+        assert sample.count(letter) == pytest.approx(len(sample) * share / 13, rel=0.05)
+    # Texts up to the limit are taken whole, each in stretches of its own.
+    texts = ["e" * 25, "", "f" * 975]
+    parts = list(ranks_module._sample(lambda: texts))
+    assert "".join(parts) == "".join(texts)
+    assert [*map(len, parts)] == [10, 10, 5, *[10] * 97, 5]
+
+
 @pytest.mark.parametrize("split", list(PATTERNS))
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=st.text(alphabet=st.sampled_from("aZ'sS12345 \t\n\r./!é字🙂\u0301\u2028\x1c")))
