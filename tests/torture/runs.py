@@ -26,6 +26,7 @@ PAIRS = {"slope_before", "slope_after", "grad_signal", "grad_noise", "noise_scal
 _context = get_context("forkserver")
 _context.set_forkserver_preload(
     ["gpt.train", "gpt.infer", "gpt.lr.find", "gpt.lr.sweep"]
+    + ["matplotlib.backends.backend_agg", "matplotlib.figure"]
     + [f"gpt.cli.{name}" for name in ("train", "infer", "lr", "data", "report")]
 )
 
