@@ -260,8 +260,14 @@ def _csv_rows(path: Path, chunks: Iterable[str], field: str) -> Iterator[tuple[s
             raise _no_field(f"{path}:1", field, names)
         column = names.index(field)
         for row in rows:
+            where = f"{path}:{rows.line_num}"
+            if len(row) not in (0, len(names)):
+                raise UserError(
+                    f"{where}: {len(row)} fields, where the header has {len(names)}; put text that "
+                    'holds commas between "quotes", or mend that line'
+                )
             if row:
-                yield f"{path}:{rows.line_num}", row[column] if column < len(row) else ""
+                yield where, row[column]
     except csv.Error as error:
         raise UserError(f"{path}:{rows.line_num}: not valid CSV: {error}; fix that line") from None
 

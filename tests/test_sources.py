@@ -214,6 +214,15 @@ def test_bad_csv_is_refused(content: str, tmp_path: Path):
         texts(config(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize(("row", "count"), [("1,one, and two", 3), ("1", 1)])
+def test_csv_rows_of_another_length_than_the_header_are_refused(
+    row: str, count: int, tmp_path: Path
+):
+    (tmp_path / "a.csv").write_text(f'n,text\n\n0,"fine, too"\n{row}\n')
+    with pytest.raises(UserError, match=rf"a\.csv:4: {count} fields.* header has 2; .*quotes"):
+        texts(config(tmp_path / "a.csv"))
+
+
 def test_the_standard_library_is_there_in_a_stable_order():
     files = source_files(DataConfig())
     assert len(files) > 300
