@@ -282,9 +282,12 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
         ) from None
     try:
         with open_plain(path) as raw, pq.ParquetFile(raw) as file:
-            names = file.schema_arrow.names
-        if field not in names:
-            raise _no_field(str(path), field, names)
+            schema = file.schema_arrow
+        if field not in schema.names:
+            raise _no_field(str(path), field, schema.names)
+        column = schema.types[schema.names.index(field)]
+        if pa.types.is_nested(column) or pa.types.is_temporal(column):  # not every one is readable
+            raise _not_text(str(path), field, str(column))
         # As a dictionary where the file has one: a text that it repeats is then there once.
         with open_plain(path) as raw, pq.ParquetFile(raw, read_dictionary=[field]) as file:
             number = 0
@@ -302,11 +305,12 @@ def _text_of(value: object, where: str, field: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(
-            f"{where}: {field} is {type(value).__name__}, not text; name another field in "
-            "data.text_field"
-        )
+        raise _not_text(where, field, type(value).__name__)
     return value
+
+
+def _not_text(where: str, field: str, kind: str) -> UserError:
+    return UserError(f"{where}: {field} is {kind}, not text; name another field in data.text_field")
 
 
 def _no_field(where: str, field: str, names: Iterable[str]) -> UserError:

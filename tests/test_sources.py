@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,24 @@ def test_parquet_rows(tmp_path: Path):
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"not a readable \.parquet"):
         texts(config(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (["one"], "list<.*string>"),
+        ({"one": "two"}, "struct<one: string>"),
+        (datetime(2024, 1, 1), "timestamp"),
+    ],
+)
+def test_parquet_columns_that_hold_more_than_a_text_are_refused(
+    value: object, kind: str, tmp_path: Path
+):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": [value]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: text is {kind}.*, not text; name another"):
+        texts(config(tmp_path / "a.parquet"))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(
