@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from gpt.metrics import read_metrics
 from gpt.schedule import Plan
 from gpt.train import train
 from tests.conftest import ConfigMaker
-from tests.torture.runs import logged
+from tests.torture.runs import Command, logged, until
 
 
 def final_state(config: Config, step: int) -> tuple[dict[str, bytes], dict[str, object]]:
@@ -195,20 +193,18 @@ def test_kill_minus_nine_loses_nothing(make_config: ConfigMaker, tmp_path: Path)
     train(whole)
     config = tmp_path / "killed.yaml"
     config.write_text(dump_config(killed), encoding="utf-8")
-    command = [sys.executable, "-c", "import sys, gpt.cli.train as t; sys.exit(t.main())"]
     run = Path(killed.run.dir) / "killed"
     kills = 0
     for delay in (0.03, 0.15, 0.0):
-        process = subprocess.Popen([*command, "--config", str(config)], stderr=subprocess.DEVNULL)
+        command = Command(["gpt-train", "--config", str(config)], tmp_path)
         before = len(read_metrics(run))
-        while process.poll() is None and len(read_metrics(run)) <= before:
-            time.sleep(0.01)
+        assert until(lambda: len(read_metrics(run)) > before, command), command.said  # noqa: B023
         if delay:
             time.sleep(delay)
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
+            command.process.kill()
+            kills += command.wait() == -signal.SIGKILL
         else:
-            assert process.wait() == 0
+            assert command.wait() == 0
     assert kills >= 1, "the run was over before it was killed"
     assert final_state(whole, 100) == final_state(killed, 100)
     assert logged(whole) == logged(killed)
