@@ -567,6 +567,12 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
             f"micro_batch_size {train.micro_batch_size} is above batch_size {train.batch_size}; "
             "a step holds batch_size sequences, so lower the first or raise the second",
         )
+    if train.spike_sigma is not None and train.skip_limit == 0:
+        yield Contradiction(
+            ("train.spike_sigma", "train.skip_limit"),
+            f"spike_sigma {train.spike_sigma:g} skips no step while skip_limit is 0; set "
+            "skip_limit to 1 or more (5 is usual), or leave spike_sigma out",
+        )
 
 
 def _model_contradictions(model: ModelConfig) -> Iterator[Contradiction]:

@@ -218,6 +218,7 @@ schedule:
         ("schedule: {min_lr: 4e-4}", ["0.0004", "0.0003"]),
         ("train: {batch_size: 4, micro_batch_size: 8}", ["8", "4"]),
         ("model: {preset: gpt5}", ["'gpt5'", "gpt2-124m"]),
+        ("train: {spike_sigma: 6, skip_limit: 0}", ["spike_sigma 6", "skip_limit to 1 or more"]),
     ],
 )
 def test_values_that_contradict_each_other(tmp_path, text, words):
