@@ -295,7 +295,14 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
                 for value in batch.column(0):
                     number += 1
                     where = f"{path}: row {number}"
-                    yield where, _text_of(value.as_py(), where, field)
+                    try:
+                        text = value.as_py()
+                    except UnicodeDecodeError as error:
+                        raise UserError(
+                            f"{where}: not utf-8 text: byte {error.start} is "
+                            f"0x{error.object[error.start]:02x}; write the file again as utf-8"
+                        ) from None
+                    yield where, _text_of(text, where, field)
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable .parquet file: {why}; write it again") from None

@@ -199,6 +199,15 @@ def test_parquet_columns_that_hold_more_than_a_text_are_refused(
         texts(config(tmp_path / "a.parquet"))
 
 
+def test_parquet_text_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    column = pa.array([b"fine", b"ok\xff"]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"row 2: not utf-8 text: byte 2 is 0xff; write"):
+        texts(config(tmp_path / "a.parquet"))
+
+
 def test_parquet_without_pyarrow_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
