@@ -16,7 +16,8 @@ class SpikeGuard:
     Source: OLMo et al. 2024 (arXiv:2501.00656), skipping steps whose loss or gradient norm is more
     than six standard deviations above the mean of the last 128. Deviations: the norm is
     judged by its logarithm, since healthy norms are skewed; what was skipped does not count for
-    what comes after; after `limit` in a row the level is taken for the new one.
+    what comes after; after `limit` skips in a row the next step is taken though it stands out, and
+    its level for the new one: nothing is judged until LEAST steps of that are known.
     """
 
     def __init__(self, sigmas: float, limit: int, progress: Progress) -> None:
@@ -25,8 +26,12 @@ class SpikeGuard:
 
     def outlier(self, loss: float, grad_norm: float) -> str:
         """What of a step stands out, in words; empty if nothing, or if it has to be taken."""
-        if self._progress.skips_in_row >= self._limit:
-            return ""
+        return "" if self._must_take() else self._judge(loss, grad_norm)
+
+    def _must_take(self) -> bool:
+        return self._progress.skips_in_row >= self._limit
+
+    def _judge(self, loss: float, grad_norm: float) -> str:
         found = _above("loss", loss, self._progress.guard_losses, self._sigmas)
         norms = self._progress.guard_norms
         if not found and grad_norm > 0 and all(norm > 0 for norm in norms):
@@ -38,6 +43,9 @@ class SpikeGuard:
         """Remembers a step that was taken."""
         progress = self._progress
         if math.isfinite(loss) and math.isfinite(grad_norm):
+            # What was skipped may also have been not finite, which tells of no new level.
+            if self._must_take() and self._judge(loss, grad_norm):
+                progress.guard_losses, progress.guard_norms = [], []
             progress.guard_losses = [*progress.guard_losses, loss][-WINDOW:]
             progress.guard_norms = [*progress.guard_norms, grad_norm][-WINDOW:]
 

@@ -84,6 +84,43 @@ def test_after_the_limit_the_level_is_taken_for_the_new_one() -> None:
     assert guard.outlier(20, 1) == ""
 
 
+def skipped_after_a_jump(height: float, limit: int, steps: int) -> list[bool]:
+    """Which steps are skipped, of those from where the loss is higher by `height` for good."""
+    rng, progress = np.random.default_rng(2), Progress()
+    guard = SpikeGuard(6, limit, progress)
+    for loss in rng.normal(3, 0.05, WINDOW).tolist():
+        guard.took(loss, 1)
+    skipped = []
+    for loss in (height + rng.normal(3, 0.05, steps)).tolist():
+        skipped.append(guard.outlier(loss, 1) != "")
+        if skipped[-1]:
+            progress.skips_in_row += 1
+        else:
+            guard.took(loss, 1)
+            progress.skips_in_row = 0
+    assert guard.outlier(20, 1) != "", "the new level is known"
+    return skipped
+
+
+@pytest.mark.parametrize("height", [0.5, 1.0, 10.0])
+@pytest.mark.parametrize("limit", [1, 5])
+def test_a_jump_that_lasts_costs_no_more_than_the_limit(height: float, limit: int) -> None:
+    assert skipped_after_a_jump(height, limit, 100) == [True] * limit + [False] * (100 - limit)
+
+
+def test_other_skips_before_a_usual_step_leave_the_level_known() -> None:
+    """As those of a loss that is not finite, which count among the same."""
+    progress = Progress()
+    guard = SpikeGuard(6, 5, progress)
+    for i in range(WINDOW):
+        guard.took(3 + 0.01 * (i % 7), 1)
+    progress.skips_in_row = 5
+    guard.took(3, 1)
+    progress.skips_in_row = 0
+    assert len(progress.guard_losses) == WINDOW
+    assert guard.outlier(20, 1) != ""
+
+
 @pytest.mark.parametrize("heavy", [0.0, 0.02])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_healthy_run_loses_at_most_one_step_in_5000(seed: int, heavy: float) -> None:
