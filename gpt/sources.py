@@ -31,6 +31,7 @@ PIECE_CHARS = 1 << 20
 _NOT_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 )
+_RUN_FILES = frozenset({"config.yaml", "metrics.jsonl"})
 # Cutting here leaves the ids as they are: no pattern of `ranks.PATTERNS` joins what stands before
 # with what comes after (o200k_base joins a "/" to the newlines before it, hence no cut there).
 _LINE_CUT = re.compile(r"(?<=\S)\n(?=[^\s/])")
@@ -112,12 +113,17 @@ def _nearest(path: Path) -> str:
 
 
 def _walk(root: Path, skipped: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """All files below a folder in sorted order, without hidden ones; each folder once (links)."""
+    """All files below a folder in sorted order, each folder once (links).
+
+    Without hidden ones, and without folders of runs (see `rundir`): a run whose own log is its text
+    could not go on.
+    """
     seen: set[str] = set()
     files = []
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        is_run = _RUN_FILES.issubset(names) and "checkpoints" in folders and folder != str(root)
+        if real in seen or is_run:
             folders.clear()
             continue
         seen.add(real)

@@ -138,6 +138,22 @@ def test_folders_globs_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert texts(config("t/b.txt")) == ["b.txt"]
 
 
+def test_folders_of_runs_are_left_out(tmp_path: Path):
+    for name in ("runs/mine/config.yaml", "runs/mine/metrics.jsonl", "runs/mine/checkpoints/a.md"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for name in ("runs/notes.txt", "set/config.yaml", "set/metrics.jsonl"):  # no run: of a data set
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"text": "a row"}')
+    names = ["runs/notes.txt", "set/metrics.jsonl"]
+    assert source_files(config(tmp_path)) == [tmp_path / name for name in names]
+    # The folder that is named is read, whatever it is.
+    found = source_files(config(tmp_path / "runs" / "mine"))
+    assert [file.name for file in found] == ["a.md", "metrics.jsonl"]
+
+
 def test_missing_sources_are_all_named_with_the_nearest(tmp_path: Path):
     (tmp_path / "corpus.txt").write_text("x")
     (tmp_path / "empty").mkdir()
