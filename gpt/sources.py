@@ -116,11 +116,15 @@ def _walk(root: Path, skipped: frozenset[str] = frozenset()) -> Iterator[Path]:
     """All files below a folder in sorted order, each folder once (links).
 
     Without hidden ones, and without folders of runs (see `rundir`): a run whose own log is its text
-    could not go on.
+    could not go on. OSError for a folder that cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     seen: set[str] = set()
     files = []
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         real = os.path.realpath(folder)
         is_run = _RUN_FILES.issubset(names) and "checkpoints" in folders and folder != str(root)
         if real in seen or is_run:

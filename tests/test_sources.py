@@ -1,7 +1,9 @@
 """Files become documents in a stable order, and cutting them does not change the ids."""
 
 import csv
+import errno
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -152,6 +154,27 @@ def test_folders_of_runs_are_left_out(tmp_path: Path):
     # The folder that is named is read, whatever it is.
     found = source_files(config(tmp_path / "runs" / "mine"))
     assert [file.name for file in found] == ["a.md", "metrics.jsonl"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("open", "closed", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("text")
+    closed, scandir = {str(tmp_path / "closed"), str(tmp_path / ".hidden")}, os.scandir
+
+    def scan(folder: str):  # for root, no folder is closed
+        if folder in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(UserError, match=r"data\.source: .*/closed'; check the path") as error:
+        source_files(config(tmp_path))
+    assert len(error.value.lines) == 1
+    closed.remove(str(tmp_path / "closed"))
+    assert len(source_files(config(tmp_path))) == 2
 
 
 def test_missing_sources_are_all_named_with_the_nearest(tmp_path: Path):
