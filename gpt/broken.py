@@ -79,9 +79,9 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
                 why = f"the weights are sound, sequences {list(autopsy.rows[:4])} of it are not"
             command = f"{again} --train.skip_limit {2 * config.train.skip_limit + 1}"
     return UserError(
-        f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}{where}), as it was in "
-        f"{progress.skips_in_row - 1} steps before it; stopped before the update, the weights are "
-        f"finite. Cause: {why}; {kept}. Go on with: {command}"
+        f"train: the {error.what} of step {step} is {value} (rate {rate:.2e}{where}), and "
+        f"{progress.skips_in_row - 1} steps before it were skipped; stopped before the update, the "
+        f"weights are finite. Cause: {why}; {kept}. Go on with: {command}"
     )
 
 

@@ -402,15 +402,16 @@ class TrainConfig(Section):
         5,
         ge=0,
         le=1000,
-        description="steps in a row that are skipped because loss or gradient is not finite; the "
-        "run stops at the next one. 0: at the first",
+        description="steps in a row that are skipped because loss or gradient is not finite, or "
+        "for spike_sigma; if the next one is not finite, the run stops. 0: at the first",
     )
     spike_sigma: Float | None = Field(
         None,
         ge=3,
         le=1000,
         description="skip a step whose loss or gradient norm is so many standard deviations above "
-        "the mean of the last 128; 6 is usual. null: none is skipped for that",
+        "the mean of the last 128; 6 is usual. After skip_limit skips in a row the step is taken, "
+        "for a new level. null: none is skipped for that",
     )
     device: str = Field(
         "auto",

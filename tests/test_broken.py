@@ -13,6 +13,7 @@ import gpt.train
 from gpt.checkpoint import Training
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.guard import SpikeGuard
 from gpt.health.diagnose import diagnose
 from gpt.history import read_run
 from gpt.metrics import Record, read_metrics
@@ -116,6 +117,26 @@ def test_the_advice_for_broken_batches_is_taken(
     train(make_config(train__skip_limit="5"))
     assert checkpoint_folders(run_of(config))[-1].name == "step-00000012"
     assert [r["batch"] for r in events(config, "nonfinite")] == [5, 6, 7]
+
+
+def test_a_step_skipped_for_a_spike_is_not_said_to_have_been_broken(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts among those in a row all the same."""
+    at = (4, 0)  # the step that stands out, with no skip before it
+
+    def outlier(guard: SpikeGuard, *_: float) -> str:
+        progress = guard._progress
+        return "far above" if (progress.step, progress.skips_in_row) == at else ""
+
+    monkeypatch.setattr(SpikeGuard, "outlier", outlier)
+    break_losses(monkeypatch, {5})
+    config = make_config(train__skip_limit="1", train__spike_sigma="6")
+    with pytest.raises(UserError) as stopped:
+        train(config)
+    assert "the loss of step 5 is nan" in str(stopped.value)
+    assert "and 1 steps before it were skipped; stopped" in str(stopped.value)
+    assert [r["batch"] for r in events(config, "spike_skipped")] == [4]
 
 
 def test_a_model_that_no_sample_can_be_drawn_from_ends_no_run(
