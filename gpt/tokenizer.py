@@ -269,20 +269,20 @@ def _cut_if_stuck(to_ids: Callable[[str], Ids], text: str) -> Ids:
 
 @named("tokenizer.kind")
 def _file_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """A vocabulary from the user's own ranks file."""
+    """A vocabulary from the user's own ranks file; nothing is guessed where a split is given."""
     path = ranks_path(config.kind)
     ranks = parse_ranks(read_bounded(path), path)
-    split, eot_id = KNOWN.get(len(ranks), ("gpt2", max(ranks.values()) + 1))
-    if eot_id in ranks.values():
-        eot_id = max(ranks.values()) + 1
+    split: str = config.split
+    eot_id = max(ranks.values()) + 1
+    if split == "auto":
+        split, published_eot = KNOWN.get(len(ranks), ("gpt2", eot_id))
+        eot_id = eot_id if published_eot in ranks.values() else published_eot
     if eot_id >= MAX_VOCAB:
         raise UserError(
             f"{path}: its ids go up to {eot_id - 1}, and none below {MAX_VOCAB} is left for the "
             "end of a text; give another ranks file"
         )
-    return ranks_tokenizer(
-        "ranks", ranks, split if config.split == "auto" else config.split, eot_id
-    )
+    return ranks_tokenizer("ranks", ranks, split, eot_id)
 
 
 def _eot_of(kind: str) -> int:

@@ -69,6 +69,25 @@ def test_tokenizer(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert ids[0] == ids[1]
 
 
+@pytest.mark.parametrize("split", ["auto", "cl100k_base"])
+def test_the_keys_that_tokenizer_names_give_its_ids(
+    split: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"body": f"numbers {n * 7919 % 100_000}, I'LL\n\nmend"} for n in range(300)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--config", str(config), "--tokenizer.split", split]
+    assert main(["tokenizer", *words, "--out", str(tmp_path / "made")]) == 0
+    told = capsys.readouterr().err.partition("exactly these ids: ")[2].strip()
+    keys = [f"--{key.replace(': ', '=')}" for key in told.split(", ")]
+    assert [key.partition("=")[0] for key in keys] == ["--tokenizer.kind", "--tokenizer.split"]
+    shards = []
+    for given in (words, ["--config", str(config), *keys]):
+        assert main(["build", *given]) == 0
+        folder = Path(capsys.readouterr().out.strip())
+        shards.append((folder / "train-00000.bin").read_bytes()[128:])
+    assert shards[0] == shards[1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -237,6 +237,19 @@ def test_a_small_ranks_file(tmp_path: Path):
     assert tokenizer.encode("the the!!").tolist() == [257, 258, 259]
 
 
+def test_a_split_that_is_said_overrides_what_the_number_of_ranks_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = str(write_ranks(tmp_path / "my.tiktoken"))
+    monkeypatch.setitem(ranks_module.KNOWN, 260, ("o200k_base", 300))
+    assert build(path).eot_id == 300
+    for split in PATTERNS:
+        made = build_tokenizer(TokenizerConfig(kind=path, split=split), tuple)
+        made.save(tmp_path / split)
+        assert made.eot_id == 260  # as of a BPE that was trained here
+        assert json.loads((tmp_path / split / "tokenizer.json").read_text())["split"] == split
+
+
 @pytest.mark.skipif(not GPT2.exists(), reason="the ranks of GPT-2 are not on this machine")
 def test_the_ranks_of_gpt2_give_gpt2s_ids():
     tokenizer = build(str(GPT2))

@@ -119,9 +119,10 @@ def _tokenizer(config: "Config", out: Path | None) -> None:
     print(f"bytes per token  {n_bytes / n_tokens:.3f}")
     print(f"longest tokens   {'  '.join(map(repr, _longest(tokenizer)))}")
     print(f"saved in         {folder}")
-    ranks = folder / "tokenizer.tiktoken"
     if config.tokenizer.kind == "bpe":
-        say(f"to train with exactly these ids: tokenizer.kind: {ranks}")
+        ranks, split = folder / "tokenizer.tiktoken", config.tokenizer.split
+        split = "gpt2" if split == "auto" else split
+        say(f"to train with exactly these ids: tokenizer.kind: {ranks}, tokenizer.split: {split}")
 
 
 def _compression(tokenizer: "Tokenizer", texts: Any, limit: int = 10_000_000) -> tuple[int, int]:  # noqa: ANN401
