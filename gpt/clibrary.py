@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from gpt.device import compiled_folder
+from gpt.files import read_plain, sync
 
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_TIMEOUT_S = 60
+_TIMEOUT_S, _MOST_BYTES = 60, 2**24
 _X86 = ("x86_64", "amd64", "i386", "i686")
 # As much of a program as shows whether options are taken: the header and the library of OpenMP too.
 _TRIAL = """
@@ -34,8 +35,9 @@ def c_library(name: str) -> ctypes.CDLL | str:
     """The functions of `gpt/<name>.c`; or why there are none here, in words.
 
     The code is kept in the user's own cache, under a name that stands for source, compiler, options
-    and CPU; where there is no such folder, each process makes it anew, in a second. Nothing in it
-    comes from a config, a checkpoint or a text.
+    and CPU, and for its own content: what is damaged is made anew. Where there is no such folder,
+    each process makes its own, in a second or two. Nothing in it comes from a config, a checkpoint
+    or a text.
     """
     compiler = None if sys.platform == "win32" else shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
@@ -45,32 +47,49 @@ def c_library(name: str) -> ctypes.CDLL | str:
     try:
         if folder is None:
             with tempfile.TemporaryDirectory() as passing:
-                return ctypes.CDLL(str(_compiled(compiler, source, Path(passing))))
+                return _library(compiler, source, Path(passing))
         folder.mkdir(mode=0o700, exist_ok=True)
-        return ctypes.CDLL(str(_compiled(compiler, source, folder)))
+        return _library(compiler, source, folder)
     except subprocess.TimeoutExpired:
         return f"{compiler} took over {_TIMEOUT_S} s for {source.name}"
     except OSError as error:
         return f"{compiler} made no library of {source.name}: {str(error)[:200]}"
 
 
-def _compiled(compiler: str, source: Path, folder: Path) -> Path:
-    """The library in a folder, made if it is not there yet. Raises OSError, TimeoutExpired."""
+def _library(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
+    """The library in a folder, made if it is not there. Raises OSError, TimeoutExpired."""
     depends_on = [source.read_text(), os.path.realpath(compiler), _cpu(), *_FLAGS]
-    names = {}
-    for options in _wishes():
-        key = hashlib.sha256("\0".join([*depends_on, *options]).encode()).hexdigest()
-        names[options] = f"{source.stem}-{key[:16]}.so"
-    for name in names.values():
-        if (folder / name).exists():
-            return folder / name
-    with tempfile.TemporaryDirectory(dir=folder) as passing:  # whole before it is at its place
+    keys = {options: _digest("\0".join([*depends_on, *options]).encode()) for options in _wishes()}
+    for key in keys.values():
+        for kept in folder.glob(f"{source.stem}-{key}-*.so"):
+            try:
+                return _loaded(kept)
+            except OSError:  # damaged, or what it needs is gone
+                with suppress(OSError):
+                    kept.unlink()
+    # Whole before it is at its place. What was loaded can lie in the way of cleaning up, on NFS.
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as passing:
         made, command = Path(passing, "made.so"), [compiler, *_FLAGS]
         options = _taken(command, Path(passing))
         failure = _failure([*command, *options, str(source), "-o", str(made), "-lm"])
         if failure:
             raise OSError(failure)
-        return made.replace(folder / names[options])
+        sync(made)
+        name = f"{source.stem}-{keys[options]}-{_digest(made.read_bytes())}.so"
+        kept = made.replace(folder / name)
+    sync(folder)
+    return _loaded(kept)
+
+
+def _loaded(kept: Path) -> ctypes.CDLL:
+    """A kept library. OSError for a damaged one, which could end the process where it is loaded."""
+    if _digest(read_plain(kept, _MOST_BYTES)) != kept.stem.rpartition("-")[2]:
+        raise OSError("damaged")
+    return ctypes.CDLL(str(kept))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _wishes() -> tuple[tuple[str, ...], ...]:
@@ -83,13 +102,19 @@ def _wishes() -> tuple[tuple[str, ...], ...]:
 
 
 def _taken(command: list[str], folder: Path) -> tuple[str, ...]:
-    """The first wish that a compiler takes for a few lines, which fail for no other reason."""
+    """The first wish with which a few lines compile and load; they fail for no other reason."""
     trial, failure = folder / "trial.c", ""
     trial.write_text(_TRIAL)
-    for options in _wishes():
-        failure = _failure([*command, *options, str(trial), "-o", str(folder / "trial.so")])
+    for number, options in enumerate(_wishes()):
+        made = folder / f"trial-{number}.so"
+        failure = _failure([*command, *options, str(trial), "-o", str(made)])
         if not failure:
-            return options
+            try:
+                ctypes.CDLL(str(made))
+            except OSError as error:
+                failure = str(error)
+            else:
+                return options
     raise OSError(failure)
 
 

@@ -1,6 +1,7 @@
 """C files of the package: compiled once, kept in the user's own folder, and why not where not."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import sys
@@ -115,6 +116,60 @@ def test_without_code_there_is_a_reason(
     monkeypatch.setenv("CC", compiler)
     assert reason in str(c_library("line"))
     assert not cache.is_dir() or not list(cache.iterdir()), "nothing is left behind"
+
+
+def first_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@pytest.mark.usefixtures("line")
+@pytest.mark.parametrize("damage", ["empty", "cut", "a bit", "no library"])
+def test_a_kept_library_that_is_damaged_is_made_anew(
+    cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = Compiler(tmp_path, monkeypatch)
+    check_line()
+    (kept,) = cache.iterdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))  # a path not loaded before
+    damaged = tmp_path / "damaged" / kept.relative_to(tmp_path / "cache")
+    damaged.parent.mkdir(parents=True, mode=0o700)
+    sound = kept.read_bytes()
+    if damage == "no library":
+        key = kept.stem.rpartition("-")[0]
+        damaged.with_name(f"{key}-{first_of(b'none')}.so").write_bytes(b"none")
+    else:
+        flipped = sound[:5000] + bytes([sound[5000] ^ 1]) + sound[5001:]
+        damaged.write_bytes({"empty": b"", "cut": sound[:5000], "a bit": flipped}[damage])
+    check_line()
+    (made,) = damaged.parent.iterdir()
+    assert made.stem.endswith(first_of(made.read_bytes()))
+    ran = len(compiler.calls())
+    assert ran == 4, "a trial and the source, twice"
+    check_line()
+    assert len(compiler.calls()) == ran
+
+
+@pytest.mark.usefixtures("line")
+def test_what_is_kept_is_durable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[bool, int]] = []
+
+    def sync(path: Path) -> None:
+        synced.append((path == cache, len(list(cache.glob("line-*.so")))))
+
+    monkeypatch.setattr(clibrary, "sync", sync)
+    check_line()
+    assert synced == [(False, 0), (True, 1)], "the file before it has its name, then the name"
+
+
+@pytest.mark.usefixtures("line")
+def test_what_cannot_be_loaded_is_not_compiled_whole(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = 'while [ "$1" != -o ]; do shift; done; echo none > "$2"; exit 0'
+    compiler = Compiler(tmp_path, monkeypatch, lines)
+    assert "trial" in str(c_library("line"))
+    assert all("line.c" not in call for call in compiler.calls())
+    assert list(cache.iterdir()) == []
 
 
 def test_a_mistake_in_the_source_is_told(line: Path) -> None:
