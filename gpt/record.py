@@ -56,8 +56,9 @@ class Recorder:
     def _before(self, run: Path) -> Iterator[Record]:
         """What an earlier process of the run has written, one by one; the noise goes on from it."""
         for record in each_record(run):
-            if record.get("grad_noise") is not None:
-                self._noise.add(record["grad_signal"], record["grad_noise"])
+            signal, noise = record.get("grad_signal"), record.get("grad_noise")
+            if isinstance(signal, float) and isinstance(noise, float):  # a damaged line may lack it
+                self._noise.add(signal, noise)
             yield record
 
     def begin(self, data: TokenData) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from gpt.config import Config
 from gpt.data import Batches, open_data
 from gpt.device import rng_state
 from gpt.gauges import Gauge, Moves, NoiseMeter, Pair, inspect, sample_size
+from gpt.metrics import MetricsLog
 from gpt.model import GPT
+from gpt.record import Recorder
 from gpt.step import cross_entropy_sum, train_step
 from tests.conftest import ConfigMaker
 
@@ -290,6 +293,27 @@ def test_the_noise_meter_says_nothing_without_enough() -> None:
     for _ in range(50):
         meter.add(-3.0, 2.0)
     assert meter.scale(10) is None, "no signal, no scale"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"grad_noise": 9.0, "grad_sigmal": 1.0},
+        {"grad_noise": 9.0, "grad_signal": "1.0"},
+        {"grad_noise": [9.0], "grad_signal": 1.0},
+        {"grad_noise": 10**400, "grad_signal": 1.0},
+    ],
+)
+def test_a_damaged_line_of_the_log_is_no_measurement(
+    damaged: dict[str, Any], make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    training, _ = begin(make_config())
+    measured = [{"grad_noise": 2.0, "grad_signal": 1.0}] * 5
+    with MetricsLog(tmp_path) as log:
+        for step, record in enumerate([*measured, damaged], 1):
+            log.write({"kind": "train", "step": step, "loss": 3.0, **record})
+    with Recorder(tmp_path, training, 10) as recorder:
+        assert recorder._noise.scale(10) == pytest.approx(20)
 
 
 def model_of(config: Config, scale: float = 4.0) -> GPT:
