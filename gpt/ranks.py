@@ -12,6 +12,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gpt.errors import UserError
@@ -51,6 +52,7 @@ KNOWN = {
     100256: ("cl100k_base", 100257),
     199998: ("o200k_base", 199999),
 }
+_PORTS = {"http": 80, "https": 443}  # else that of SOCKS
 _BLOB = "https://openaipublic.blob.core.windows.net"
 _URLS = {
     "gpt2": (
@@ -184,6 +186,9 @@ def published_ranks(kind: str) -> Ranks:
             why = f"{type(error).__name__}"
         else:
             return ranks
+    else:
+        host, port = _door(_BLOB)
+        why += f", and {host}:{port} does not answer"
     raise UserError(
         f"tokenizer.kind: {kind}: tiktoken cannot download its ranks here ({why}); put the ranks "
         "file on this machine and set tokenizer.kind to its path, or set TIKTOKEN_CACHE_DIR to a "
@@ -201,12 +206,11 @@ def _cached(kind: str) -> bool:
 
 def _reachable(url: str, timeout_s: float = 3.0) -> bool:
     """Whether the host of a URL, or the proxy on the way, answers; bounded even where DNS hangs."""
-    target = urllib.parse.urlsplit(urllib.request.getproxies().get("https", url))
-    answered = threading.Event()
+    door, answered = _door(url), threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((target.hostname or "", target.port or 443), timeout_s).close()
+            socket.create_connection(door, timeout_s).close()
         except (OSError, ValueError):
             return
         answered.set()
@@ -215,3 +219,17 @@ def _reachable(url: str, timeout_s: float = 3.0) -> bool:
     thread.start()
     thread.join(timeout_s)
     return answered.is_set()
+
+
+def _door(url: str) -> tuple[str, int]:
+    """Host and port that the way to a URL begins with: those of the proxy, where there is one."""
+    proxies = urllib.request.getproxies()
+    way = proxies.get("https") or proxies.get("all") or url
+    with suppress(ValueError):
+        target = urllib.parse.urlsplit(way if "://" in way else f"http://{way}")
+        if target.hostname:
+            return target.hostname, target.port or _PORTS.get(target.scheme, 1080)
+    raise UserError(  # without its value, which may hold a password
+        "https_proxy, or all_proxy: not the address of a proxy, like http://proxy.corp:3128; mend "
+        "it, or unset it"
+    )

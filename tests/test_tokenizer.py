@@ -301,6 +301,50 @@ def test_without_network_it_fails_at_once_with_the_remedy(
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.parametrize(
+    ("proxies", "door"),
+    [
+        ({}, ("example.com", 443)),
+        ({"http": "http://proxy.corp:3128"}, ("example.com", 443)),
+        ({"https": "proxy.corp:3128", "all": "http://other.corp:1"}, ("proxy.corp", 3128)),
+        ({"all": "http://proxy.corp"}, ("proxy.corp", 80)),
+        ({"https": "https://user:secret@proxy.corp/"}, ("proxy.corp", 443)),
+        ({"all": "socks5h://proxy.corp"}, ("proxy.corp", 1080)),
+    ],
+)
+def test_the_way_to_the_network_leads_through_the_proxy(
+    proxies: dict[str, str], door: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[tuple[str, int]] = []
+
+    def connect(place: tuple[str, int], _: float) -> None:
+        tried.append(place)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(ranks_module.urllib.request, "getproxies", lambda: proxies)
+    monkeypatch.setattr(ranks_module.socket, "create_connection", connect)
+    assert not ranks_module._reachable("https://example.com/a")
+    assert tried == [door]
+
+
+@pytest.mark.parametrize(
+    "proxy", ["user:secret@[proxy", "http://user:secret@proxy:high", "http://"]
+)
+def test_what_is_wrong_with_a_proxy_is_said_without_its_password(
+    proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    proxies = {"https": proxy}
+    monkeypatch.setattr(ranks_module.urllib.request, "getproxies", lambda: proxies)
+    with pytest.raises(UserError, match=r"https_proxy.* not the address of a proxy") as error:
+        build("gpt2")
+    assert "secret" not in str(error.value)
+    proxies["https"] = "user:secret@127.0.0.1:9"
+    with pytest.raises(UserError, match=r"cache, and 127\.0\.0\.1:9 does not answer") as error:
+        build("gpt2")
+    assert "secret" not in str(error.value)
+
+
 def test_a_hanging_network_is_given_up(monkeypatch: pytest.MonkeyPatch):
     def hang(*_: object) -> None:
         time.sleep(1)
