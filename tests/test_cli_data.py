@@ -93,6 +93,7 @@ def test_the_keys_that_tokenizer_names_give_its_ids(
     [
         (["info", "{tmp}/nowhere"], "not a data folder"),
         (["info", "{tmp}/data"], "not a data folder"),
+        (["info", "n" * 300], "n: cannot be read: File name too long; check the path"),
         (["info", "{tmp}", "--data.dir", "x"], "reads no config"),
         (["build", "--config", "{tmp}/nope.yaml"], "does not exist"),
         (["build", "--config", "{tmp}/c.yaml", "--data.source", "{tmp}/x.txt"], "does not exist"),

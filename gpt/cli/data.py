@@ -47,8 +47,12 @@ def _info(folder: Path, *, as_json: bool) -> None:
     """Describes a data folder after verifying all of it."""
     from gpt.data import open_folder
 
-    if not (folder / "meta.json").is_file():
-        inside = sorted(str(meta.parent) for meta in folder.glob("*/meta.json"))
+    try:
+        is_data = (folder / "meta.json").is_file()
+        inside = [] if is_data else sorted(str(meta.parent) for meta in folder.glob("*/meta.json"))
+    except OSError as error:  # a name too long, or a folder closed
+        raise UserError(f"{folder}: cannot be read: {error.strerror}; check the path") from None
+    if not is_data:
         hint = f"did you mean {inside[0]}?" if inside else "make one with gpt-data build"
         raise UserError(f"{folder}: not a data folder (it holds no meta.json); {hint}")
     facts = describe(open_folder(folder))
