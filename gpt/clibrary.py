@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,9 +40,10 @@ def c_library(name: str) -> ctypes.CDLL | str:
     each process makes its own, in a second or two. Nothing in it comes from a config, a checkpoint
     or a text.
     """
-    compiler = None if sys.platform == "win32" else shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        return "there is no C compiler (cc)"
+    wish = os.environ.get("CC", "").strip()
+    compiler = [] if sys.platform == "win32" else _found(wish or "cc")
+    if not compiler:
+        return f"there is no C compiler: {f'CC={wish!r}' if wish else 'cc'} is not found"
     source = Path(__file__).with_name(f"{name}.c")
     folder = compiled_folder()
     try:
@@ -51,14 +53,25 @@ def c_library(name: str) -> ctypes.CDLL | str:
         folder.mkdir(mode=0o700, exist_ok=True)
         return _library(compiler, source, folder)
     except subprocess.TimeoutExpired:
-        return f"{compiler} took over {_TIMEOUT_S} s for {source.name}"
+        return f"{shlex.join(compiler)} took over {_TIMEOUT_S} s for {source.name}"
     except OSError as error:
-        return f"{compiler} made no library of {source.name}: {str(error)[:200]}"
+        return f"{shlex.join(compiler)} made no library of {source.name}: {str(error)[:200]}"
 
 
-def _library(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
+def _found(compiler: str) -> list[str]:
+    """A compiler with its arguments, such as "ccache gcc -m64"; [] if the program is not there."""
+    try:
+        words = [compiler] if shutil.which(compiler) else shlex.split(compiler)
+    except ValueError:  # a quotation without end
+        return []
+    program = shutil.which(words[0])
+    return [program, *words[1:]] if program else []
+
+
+def _library(compiler: list[str], source: Path, folder: Path) -> ctypes.CDLL:
     """The library in a folder, made if it is not there. Raises OSError, TimeoutExpired."""
-    depends_on = [source.read_text(), os.path.realpath(compiler), _cpu(), *_FLAGS]
+    programs = [os.path.realpath(found) for word in compiler if (found := shutil.which(word))]
+    depends_on = [source.read_text(), *programs, *compiler[1:], _cpu(), *_FLAGS]
     keys = {options: _digest("\0".join([*depends_on, *options]).encode()) for options in _wishes()}
     for key in keys.values():
         for kept in folder.glob(f"{source.stem}-{key}-*.so"):
@@ -69,7 +82,7 @@ def _library(compiler: str, source: Path, folder: Path) -> ctypes.CDLL:
                     kept.unlink()
     # Whole before it is at its place. What was loaded can lie in the way of cleaning up, on NFS.
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as passing:
-        made, command = Path(passing, "made.so"), [compiler, *_FLAGS]
+        made, command = Path(passing, "made.so"), [*compiler, *_FLAGS]
         options = _taken(command, Path(passing))
         failure = _failure([*command, *options, str(source), "-o", str(made), "-lm"])
         if failure:

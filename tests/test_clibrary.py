@@ -60,7 +60,7 @@ class Compiler:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str = "") -> None:
         self.path, self._log = folder / "compiler", folder / "log"
-        self.path.write_text(f'#!/bin/sh\necho "$*" >> {self._log}\n{lines}\nexec cc "$@"\n')
+        self.path.write_text(f'#!/bin/sh\necho "$*" >> "{self._log}"\n{lines}\nexec cc "$@"\n')
         self.path.chmod(0o755)
         monkeypatch.setenv("CC", str(self.path))
 
@@ -108,7 +108,14 @@ def test_without_a_folder_of_ones_own_it_is_made_in_passing(
 @pytest.mark.usefixtures("line")
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no-such-compiler", "no C compiler"), ("false", "exit code 1")],
+    [
+        ("no-such-compiler", "no C compiler: CC='no-such-compiler' is not found"),
+        ("no-such-wrapper cc", "no C compiler: CC='no-such-wrapper cc' is not found"),
+        ("'cc", "no C compiler"),
+        ("''", "no C compiler"),
+        ("false", "exit code 1"),
+        ("false -m64", "/false -m64 made no library of line.c"),
+    ],
 )
 def test_without_code_there_is_a_reason(
     cache: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
@@ -116,6 +123,34 @@ def test_without_code_there_is_a_reason(
     monkeypatch.setenv("CC", compiler)
     assert reason in str(c_library("line"))
     assert not cache.is_dir() or not list(cache.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.usefixtures("line")
+def test_a_compiler_may_come_with_arguments(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = Compiler(tmp_path, monkeypatch)
+    for arguments in ("-DSOME='a b'", "-DANOTHER"):
+        monkeypatch.setenv("CC", f"{compiler.path} {arguments}")
+        check_line()
+        assert compiler.calls()[-1].startswith(arguments.replace("'", ""))
+    assert len(list(cache.iterdir())) == 2, "other arguments, other code"
+    monkeypatch.setenv("CC", f"env {compiler.path}")
+    check_line()
+    compiler.path.rename(tmp_path / "another")
+    monkeypatch.setenv("CC", f"env {tmp_path}/another")
+    check_line()
+    assert len(list(cache.iterdir())) == 4, "another compiler behind the same first word"
+    monkeypatch.setenv("CC", " ")
+    check_line()
+
+
+@pytest.mark.usefixtures("line")
+def test_a_compilers_path_may_have_spaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my tools").mkdir()
+    compiler = Compiler(tmp_path / "my tools", monkeypatch)
+    check_line()
+    assert compiler.calls()
 
 
 def first_of(content: bytes) -> str:
