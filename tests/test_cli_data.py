@@ -1,6 +1,7 @@
 """The command's output, exit codes and speed of `--help`."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt import data as data_module
 from gpt.cli.data import main
 
 
@@ -67,6 +69,50 @@ def test_tokenizer(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         folder = Path(capsys.readouterr().out.strip())
         ids.append((folder / "train-00000.bin").read_bytes()[128:])
     assert ids[0] == ids[1]
+
+
+def test_another_tokenizer_is_not_overwritten(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "made"
+    words = ["tokenizer", "--config", str(config), "--out", str(out)]
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(words) == 0  # the same once more
+    capsys.readouterr()
+    for size in ("290", "310"):
+        assert main([*words, "--tokenizer.vocab_size", size]) == 2
+        assert f"--out: {out} holds another tokenizer" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "tokenizer.json").write_text('{"version": "1.0"}')  # of another program
+    assert main(words) == 2
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("closed/made", "closed forbids it; give another"),
+        ("c.yaml/made", "c.yaml forbids it; give another"),
+        ("n" * 300, "cannot be written: File name too long; name another folder"),
+    ],
+)
+def test_where_to_save_is_checked_before_the_work(
+    out: str,
+    message: str,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    closed = config.parent / "closed"
+    closed.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != closed)  # root may do all
+    monkeypatch.setattr(data_module, "make_tokenizer", None)
+    where = str(config.parent / out)
+    assert main(["tokenizer", "--config", str(config), "--out", where]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(f"error: --out: {where} cannot be written")
+    assert told[0].endswith(message)
 
 
 @pytest.mark.parametrize("split", ["auto", "cl100k_base"])

@@ -1,7 +1,8 @@
 """The command `gpt-data`: builds shards, describes them, makes a tokenizer."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +106,21 @@ def describe(data: "TokenData") -> dict[str, Any]:
 def _tokenizer(config: "Config", out: Path | None) -> None:
     """Makes the config's tokenizer, saves it, and shows what it learned."""
     from gpt.data import make_tokenizer
+    from gpt.files import check_writable
 
     folder = Path(config.data.dir) / "tokenizer" if out is None else out
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out: {folder} is a file; name a folder")
+    with _writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out: {folder} is a file; name a folder")
+        check_writable("--out", folder)
     corpus, tokenizer = make_tokenizer(config)
-    try:
+    with _writing(folder):
+        if (folder / "tokenizer.json").exists() and not _is_in(folder, tokenizer):
+            raise UserError(
+                f"--out: {folder} holds another tokenizer, which a run may need; name another "
+                f"folder (--out {folder}-2), or remove that one"
+            )
         tokenizer.save(folder)
-    except OSError as error:
-        raise UserError(
-            f"--out: {folder} cannot be written: {error.strerror}; name another folder"
-        ) from None
     n_bytes, n_tokens = _compression(tokenizer, corpus.texts(train_only=False))
     text = f"{corpus.name}: {corpus.n_documents:,} documents, {corpus.n_bytes:,} bytes"
     ids = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eot_id}"
@@ -127,6 +132,27 @@ def _tokenizer(config: "Config", out: Path | None) -> None:
         ranks, split = folder / "tokenizer.tiktoken", config.tokenizer.split
         split = "gpt2" if split == "auto" else split
         say(f"to train with exactly these ids: tokenizer.kind: {ranks}, tokenizer.split: {split}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--out: {folder} cannot be written: {error.strerror}; name another folder"
+        ) from None
+
+
+def _is_in(folder: Path, tokenizer: "Tokenizer") -> bool:
+    """Whether a folder holds just this tokenizer."""
+    from gpt.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(folder).fingerprint == tokenizer.fingerprint
+    except UserError:  # damaged, or of another program
+        return False
 
 
 def _compression(tokenizer: "Tokenizer", texts: Any, limit: int = 10_000_000) -> tuple[int, int]:  # noqa: ANN401
