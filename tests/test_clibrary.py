@@ -207,6 +207,14 @@ def test_what_cannot_be_loaded_is_not_compiled_whole(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.usefixtures("line")
+def test_without_a_compiler_nothing_that_is_kept_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_line()
+    monkeypatch.setenv("CC", "none")
+    c_library.cache_clear()
+    assert c_library("line") == "there is no C compiler: CC='none' is not found"
+
+
 def test_a_mistake_in_the_source_is_told(line: Path) -> None:
     line.write_text("int f(void) { return }")
     assert "error: expected expression" in str(c_library("line"))
