@@ -181,6 +181,13 @@ def test_text_in_its_own_order() -> None:
     assert harmless.numbers["correlation"] < 0.1, "told by the config, measured by the curve"
 
 
+def test_the_guard_that_is_advised_may_skip() -> None:
+    lines = sound(loss=falling(AT) + bump(3.0, 500, 0, fade=20))
+    assert "--train.spike_sigma 6 --run.name" in the("spike", lines).next
+    forbidden = the("spike", lines, config_of(train__skip_limit="0"))
+    assert "--train.spike_sigma 6 --train.skip_limit 5 --run.name" in forbidden.next
+
+
 def test_an_early_rise_behind_a_short_warmup() -> None:
     config = config_of(schedule__warmup_steps="10")
     rates = cosine(AT, warmup=10)

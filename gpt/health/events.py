@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpt.config import Config
 from gpt.health.advice import rate_command, train_command
 from gpt.health.finding import Finding
 from gpt.health.view import MAD_TO_SIGMA, View
@@ -126,10 +127,16 @@ def spike(view: View) -> Iterator[Finding]:
         f"{int(steps[worst]):,}, {(values[worst] - level) / max(view.sigma, 1e-9):.0f} times its "
         f"noise{norm}; {far}",
         cause="a batch unlike the others, or a rate at the edge of what the model bears",
-        next=train_command(view.history, "--train.spike_sigma 6", name="guarded")
+        next=train_command(view.history, *_guard(view.history.config), name="guarded")
         or "look at the batch of that step; clip the gradient, or lower the rate if it comes again",
         numbers={"height": float(values[worst] - level), "level": level},
     )
+
+
+def _guard(config: Config | None) -> list[str]:
+    """What turns on the guard that skips such steps; it needs leave to skip any."""
+    skips = config is None or config.train.skip_limit
+    return ["--train.spike_sigma 6", *([] if skips else ["--train.skip_limit 5"])]
 
 
 def _jumps(loss: Column, sigma: float) -> list[int]:
