@@ -2,8 +2,9 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class Corpus:
     summary: str
     sides: bytes = field(default=b"", repr=False)
     cuts: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
+    files: Sequence[Path] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class Corpus:
     def pieces(self) -> Iterator[Piece]:
         """All text in order with its side; `UserError` if it changed since the scan."""
         total, cuts = hashlib.sha256(), iter(self.cuts)
-        for number, document in enumerate(documents(self.config)):
+        for number, document in enumerate(documents(self.config, self.files)):
             side = self.sides[number] if number < len(self.sides) else _BLANK
             if side == _BLANK:  # or not on the list
                 measure = _measure(document)
@@ -121,11 +123,12 @@ class Corpus:
 @named("data.source")
 def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
     """Reads the source once: sizes, fingerprint, and the split."""
+    files = source_files(config)
     total, n_documents, n_chars, n_bytes = hashlib.sha256(), 0, 0, 0
     hashes, sizes, lengths, blanks = array("Q"), array("Q"), array("Q"), bytearray()
     distinct: set[int] = set()  # of two documents at most, enough to tell one from several
     with tqdm(unit="B", unit_scale=True, desc="reading", disable=None if progress else True) as bar:
-        for document in documents(config):
+        for document in documents(config, files):
             measure = _measure(document)
             if n_documents < MAX_SORTED_DOCUMENTS:
                 blanks.append(measure.blank)
@@ -173,6 +176,7 @@ def scan(config: DataConfig, *, progress: bool = True) -> Corpus:
         f"validation: {how}",
         sides,
         cuts,
+        files,
     )
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ META_FILE = "meta.json"
 FORMAT = 1
 TASK_CHARS = 1 << 18  # text that one thread tokenizes at a time
 MAX_THREADS = 16
+MUCH_BYTES = 50_000_000  # of text, from which on memory counts
 
 
 class Meta(BaseModel):
@@ -88,7 +90,7 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
     """
     files = source_files(config.data)  # first: a missing file must leave nothing behind
     folder = _folder(config)
-    data = cached_data(config)  # needs no lock, and no right to write
+    data = _cached(config, folder, files)  # needs no lock, and no right to write
     if data is not None:
         say(f"data: reused {_summary(data)}")
         return data
@@ -98,7 +100,8 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
         with locked(folder.parent / f".lock-{folder.name}", wait=True):
             data = _reuse(config, folder, files)
             if data is None:
-                data = _build(config, folder, files, progress=progress)
+                with _memory(files):
+                    data = _build(config, folder, files, progress=progress)
                 say(f"data: built {_summary(data)}")
             else:
                 say(f"data: reused {_summary(data)}")
@@ -112,7 +115,10 @@ def open_data(config: Config, *, progress: bool = True) -> TokenData:
 
 def cached_data(config: Config) -> TokenData | None:
     """The shards if they are there, whole and up to date; builds and writes nothing."""
-    files, folder = source_files(config.data), _folder(config)
+    return _cached(config, _folder(config), source_files(config.data))
+
+
+def _cached(config: Config, folder: Path, files: Sequence[Path]) -> TokenData | None:
     try:
         if _read_meta(folder).stamp != _stamp(files):
             return None
@@ -275,7 +281,15 @@ def _reuse(config: Config, folder: Path, files: Sequence[Path]) -> TokenData | N
     return data
 
 
-@freed_memory_given_back()
+def _memory(files: Sequence[Path]) -> AbstractContextManager[None]:
+    """How to build shards of files: of much text without holding more the more there is.
+
+    It costs a second in six; of little text, little is held anyway.
+    """
+    much = sum(file_stat(path).st_size for path in files) > MUCH_BYTES
+    return freed_memory_given_back() if much else nullcontext()
+
+
 def _build(config: Config, folder: Path, files: Sequence[Path], *, progress: bool) -> TokenData:
     """Scans, makes the tokenizer, tokenizes into a temporary folder, and puts that in place."""
     stamp = _stamp(files)

@@ -146,10 +146,10 @@ def _is_library(file: Path) -> bool:
     return file.suffix == ".py" and not file.name.startswith("_sysconfigdata")
 
 
-def documents(config: DataConfig) -> Iterator[Document]:
-    """All documents in order, empty ones too."""
+def documents(config: DataConfig, files: Iterable[Path] | None = None) -> Iterator[Document]:
+    """All documents in order, empty ones too; `files` are the source's, if they are known."""
     library, encoding = _is_library_name(config.source), _text_encoding(config)
-    for path in source_files(config):
+    for path in source_files(config) if files is None else files:
         read = partial(read_text, path, encoding)
         match path.suffix.lower():
             case ".jsonl":

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,6 +58,30 @@ def tiny_config(folder: Path, **changes: str) -> Config:
     }
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return load_config(None, list(values.items()))
+
+
+def _picture_of_nothing(run: Path, png: Path) -> None:
+    assert run.is_dir()
+    png.write_bytes(b"see test_plot.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_end_without_a_picture() -> Iterator[None]:
+    """Drawing takes as long as a tiny run: where it is not looked at, a file stands for it."""
+    ending = sys.modules.get("gpt.ending")
+    with pytest.MonkeyPatch.context() as patch:
+        if ending is not None:  # else nothing here trains in this process
+            patch.setattr(ending, "plot_run", _picture_of_nothing)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose runs end as a user's do."""
+    import gpt.ending
+    import gpt.plot
+
+    monkeypatch.setattr(gpt.ending, "plot_run", gpt.plot.plot_run)
 
 
 @pytest.fixture(autouse=True)

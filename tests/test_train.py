@@ -39,12 +39,15 @@ def kept(config: Config) -> list[int]:
     return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
 
-def test_a_run_learns_and_leaves_what_the_contract_says(make_config: ConfigMaker) -> None:
+def test_a_run_learns_and_leaves_what_the_contract_says(
+    make_config: ConfigMaker, pictures: None
+) -> None:
     config = make_config(train__max_steps="100", log__every_steps="10", eval__every_steps="50")
     train(config)
     run = run_folder(config)
     for name in ("config.yaml", "metrics.jsonl", "tokenizer.json", "curve.png"):
         assert (run / name).stat().st_size > 0, name
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     steps, evals = lines(config, "train"), lines(config, "eval")
     assert [line["step"] for line in steps] == [1, *range(10, 101, 10)]
     assert [line["step"] for line in evals] == [50, 100]
