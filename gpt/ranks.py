@@ -21,7 +21,10 @@ Ranks = dict[bytes, int]
 Texts = Callable[[], Iterable[str]]
 
 MAX_VOCAB = 2_000_000
-TRAIN_CHARS = 50_000_000  # text that a BPE is trained on, at most
+# Text that a BPE is trained on, at most, and for each id. More of it finds no better words: of
+# Python's library 2,048 ids of 4M characters or of all 10M take 2.947 and 2.952 bytes of unseen
+# text each, 4,096 ids 3.319 and 3.312; of 2M they take 1.5 % less.
+TRAIN_CHARS, CHARS_AN_ID = 50_000_000, 2000
 SAMPLE_CHARS = 1 << 16
 
 # How text is cut into words before merging. Source: tiktoken 0.14, tiktoken_ext/openai_public.py.
@@ -138,7 +141,7 @@ def train_ranks(size: int, split: str, texts: Texts) -> Ranks:
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False
     )
-    trainable.train_from_iterator(_sample(texts), trainer)
+    trainable.train_from_iterator(_sample(texts, min(TRAIN_CHARS, CHARS_AN_ID * size)), trainer)
     return _to_bytes(trainable.get_vocab())
 
 
@@ -152,19 +155,19 @@ def _to_bytes(vocab: dict[str, int]) -> Ranks:
     return {bytes(byte_of[char] for char in token): rank for rank, token in enumerate(ordered)}
 
 
-def _sample(texts: Texts) -> Iterator[str]:
-    """At most `TRAIN_CHARS` of the texts, in stretches of at most `SAMPLE_CHARS`.
+def _sample(texts: Texts, most: int) -> Iterator[str]:
+    """At most so many characters of the texts, in stretches of at most `SAMPLE_CHARS`.
 
     Of longer texts each period's end is taken, wherever one text ends and the next begins, so that
     every character has the same chance.
     """
     total, position = sum(map(len, texts())), 0
-    if total <= TRAIN_CHARS:
+    if total <= most:
         for text in texts():
             for start in range(0, len(text), SAMPLE_CHARS):
                 yield text[start : start + SAMPLE_CHARS]
         return
-    period = -(-total * SAMPLE_CHARS // TRAIN_CHARS)
+    period = -(-total * SAMPLE_CHARS // most)
     for text in texts():
         first = period - SAMPLE_CHARS - position % period  # below 0 in a stretch that goes on here
         for start in range(first, len(text), period):

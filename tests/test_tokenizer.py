@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,9 @@ def test_bpe_training_is_repeatable_and_differs_between_texts():
 
 
 def test_bpe_samples_long_texts_evenly(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ranks_module, "TRAIN_CHARS", 1000)
     monkeypatch.setattr(ranks_module, "SAMPLE_CHARS", 10)
     texts = [f"{number:04}" * 25 for number in range(100)]  # 10,000 characters
-    parts = list(ranks_module._sample(lambda: texts))
+    parts = list(ranks_module._sample(lambda: texts, 1000))
     assert sum(map(len, parts)) in range(900, 1001)
     firsts = {int(part[:2]) for part in parts}  # the texts' numbers, in hundreds
     assert len({text for text in texts if any(part in text for part in parts)}) > 90
@@ -139,18 +139,37 @@ def test_bpe_samples_long_texts_evenly(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_bpe_samples_long_and_short_texts_alike(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ranks_module, "TRAIN_CHARS", 1000)
     monkeypatch.setattr(ranks_module, "SAMPLE_CHARS", 10)
     texts = ["a" * 10, "bcd"] * 1001
-    sample = "".join(ranks_module._sample(lambda: texts))
+    sample = "".join(ranks_module._sample(lambda: texts, 1000))
     assert len(sample) in range(900, 1001)
     for letter, share in {"a": 10, "b": 1, "c": 1, "d": 1}.items():
         assert sample.count(letter) == pytest.approx(len(sample) * share / 13, rel=0.05)
     # Texts up to the limit are taken whole, each in stretches of its own.
     texts = ["e" * 25, "", "f" * 975]
-    parts = list(ranks_module._sample(lambda: texts))
+    parts = list(ranks_module._sample(lambda: texts, 1000))
     assert "".join(parts) == "".join(texts)
     assert [*map(len, parts)] == [10, 10, 5, *[10] * 97, 5]
+
+
+def test_a_bpe_reads_as_much_as_its_ids_need(monkeypatch: pytest.MonkeyPatch):
+    read: list[int] = []
+    sample = ranks_module._sample
+
+    def counted(texts: ranks_module.Texts, most: int) -> Iterator[str]:
+        for part in sample(texts, most):
+            read.append(len(part))
+            yield part
+
+    monkeypatch.setattr(ranks_module, "_sample", counted)
+    monkeypatch.setattr(ranks_module, "SAMPLE_CHARS", 100)
+    texts = ["the cat sat on the mat. " * 100] * 1000  # 2.4M characters
+    ranks_module.train_ranks(300, "gpt2", lambda: texts)
+    assert 0.99 * 600_000 < sum(read) <= 600_000
+    monkeypatch.setattr(ranks_module, "TRAIN_CHARS", 300_000)
+    read.clear()
+    ranks_module.train_ranks(300, "gpt2", lambda: texts)
+    assert 0.99 * 300_000 < sum(read) <= 300_000
 
 
 @pytest.mark.parametrize("split", list(PATTERNS))
