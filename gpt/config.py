@@ -105,7 +105,7 @@ class DataConfig(Section):
         gt=0,
         lt=1,
         description="share of the text kept for validation: whole documents where there are "
-        "several, the tail where there is one",
+        "several, the tail of the only one, or of one that is longer than that share",
     )
     text_field: str = Field(
         "text", max_length=1000, description="field or column of .jsonl .csv .parquet to read"
