@@ -5,6 +5,7 @@ What the estimate missed is caught when an allocation fails: the same advice, an
 """
 
 import errno
+import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,10 +69,13 @@ def bounds(config: Config, vocab_size: int) -> Bounds:
     least = tokens * inside + least_copies * logits * _FLOAT
     inside = model.n_layer * (20 * model.n_embd + 4 * model.hidden) + 10 * model.n_embd
     most = (tokens * inside + most_copies * logits) * _FLOAT
-    # What an update adds (`lr.memory.update_bytes`): samples of each tensor.
+    # What an update adds (`lr.memory.update_bytes`): samples of each tensor; Adafactor's largest.
     update = 7 * min(n_parameters, (9 * model.n_layer + 4) * SAMPLE)
     if config.optimizer.name == "muon":
         update = 7 * n_parameters
+    elif config.optimizer.name == "adafactor":
+        widest = model.n_embd * max(vocab_size, model.hidden)
+        update += max(widest, model.ngram_parameters)
     resting = _FLOAT * (n_parameters * (2 + of_state) + update) + batch
     return Bounds(low, low + least, resting + most)
 
@@ -251,7 +255,7 @@ def out_of_memory(config: Config, run: Path) -> UserError:
     """The end of a run whose memory did not suffice."""
     micro, kept = config.train.micro_batch_size or config.train.batch_size, newest_checkpoint(run)
     key = "train.micro_batch_size" if config.train.micro_batch_size else "train.batch_size"
-    again = f"gpt-train --config {run / 'config.yaml'}"
+    again = shlex.join(["gpt-train", "--config", str(run / "config.yaml")])
     if micro > 1:
         value, way = micro, f"{again} --train.micro_batch_size {max(1, micro // 2)}"
     elif not config.train.activation_checkpointing:

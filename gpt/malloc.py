@@ -12,19 +12,21 @@ _FIRST = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**17, _TRIM_THRESHOLD: 2**17}
 _LAST = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
 _KEEPS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
 
-_kept = False
+_lasting = _LAST
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Lets malloc keep the memory of a step for the next one, instead of giving it back each time.
 
     Tensors of some megabytes are otherwise mapped and unmapped at every step, and a virtual machine
     takes up to 0.4 ms for each megabyte of fresh memory: GPT-2 124M on AMX a fifth of its step, a
-    small model 5-10 %. The most that a process holds grows by 1-2 %.
+    small model 5-10 %. The most that a process holds grows by 5 %, and by a tenth where activations
+    are checkpointed: gradients settle in the holes between them. For steps that are to be small
+    before they are quick, `keep` is False: every freed block of 128 KiB or more goes back at once.
     """
-    global _kept
-    _kept = True
-    _set(_KEEPS)
+    global _lasting
+    _lasting = _KEEPS if keep else _FIRST
+    _set(_lasting)
 
 
 @contextmanager
@@ -33,13 +35,13 @@ def freed_memory_given_back() -> Iterator[None]:
 
     For work whose blocks are of many sizes: malloc raises its threshold with each larger block, the
     holes in its heap then fit less and less of what comes, and the heap grows with the text.
-    Where `keep_freed_memory` was called, in whichever thread, that holds again at the end.
+    What `keep_freed_memory` said last, in whichever thread, holds again at the end.
     """
     _set(_FIRST)
     try:
         yield
     finally:
-        _set(_KEEPS if _kept else _LAST)
+        _set(_lasting)
 
 
 def _set(options: dict[int, int]) -> None:

@@ -52,7 +52,7 @@ def train(
     """
     pick_device(config.train.device)  # before any work: is it there?
     set_threads()
-    keep_freed_memory()
+    keep_freed_memory(not config.train.activation_checkpointing)
     if not title and (busy := busy_warning()):
         say(f"warning: {busy}")
     with locked_run(config, resume, rate) as run:

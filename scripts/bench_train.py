@@ -7,8 +7,9 @@ each turn every program has a process of its own, which takes some steps to warm
 single steps on random ids: forward, backward, clip, update. `tokens/s` is that of the median step
 of all turns, `best` of the fastest, which other work on the machine disturbs least; memory is the
 most that a process ever held. `gpt-train` is what its default settings choose for a run of
---run-steps; nanoGPT is timed as documented for a CPU, and with torch.compile and (where the CPU
-multiplies bf16) autocast turned on by hand. Quote ratios of one run on an idle machine.
+--run-steps, `gpt-train lean` what they choose beside the two settings for little memory (LEAN);
+nanoGPT is timed as documented for a CPU, and with torch.compile and (where the CPU multiplies bf16)
+autocast turned on by hand. Quote ratios of one run on an idle machine.
 """
 
 import argparse
@@ -50,11 +51,17 @@ WORKS = {
     "10.6M": Work(6, 384, 6, vocab=65, context=256, batch=16, steps=5),
     "0.8M": Work(4, 128, 4, vocab=65, context=64, batch=12, steps=60),
 }
+# Adafactor keeps no average of each weight; what is inside a block is computed twice.
+LEAN = {
+    "optimizer.name": "adafactor",
+    "optimizer.lr": 1e-2,
+    "train.activation_checkpointing": "true",
+}
 Step = Callable[[], object]
 
 
 def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
-    """gpt-train's own step, with the gauge that it keeps; `mode` is auto, on or off (compile)."""
+    """gpt-train's own step, with the gauge that it keeps; `mode` is lean, or what compile is."""
     import torch
 
     from gpt.build import assemble_without_text, choose
@@ -66,8 +73,7 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
     from gpt.schedule import build_scheduler
     from gpt.step import train_step
 
-    set_threads()
-    keep_freed_memory()
+    lean = options.mode == "lean"
     values: dict[str, object] = {
         "model.preset": "gpt2-124m",
         "model.bias": "false",
@@ -78,10 +84,13 @@ def ours(work: Work, options: argparse.Namespace) -> tuple[Step, str]:
         "model.context_len": work.context,
         "train.batch_size": work.batch,
         "train.device": "cpu",
-        "train.compile": options.mode,
+        "train.compile": "auto" if lean else options.mode,
         "optimizer.lr": 6e-4,
+        **(LEAN if lean else {}),
     }
     config = load_config(None, [(key, str(value)) for key, value in values.items()])
+    set_threads()
+    keep_freed_memory(not config.train.activation_checkpointing)
     choices = choose(config, work.vocab, options.run_steps)
     training = assemble_without_text(config, work.vocab, choices.device, choices.dtype)
     plan = Plan.from_config(config, options.run_steps)
@@ -181,6 +190,7 @@ PROGRAMS: dict[str, tuple[Callable[..., tuple[Step, str]], str]] = {
     "gpt-train": (ours, "auto"),
     "gpt-train eager": (ours, "off"),
     "gpt-train compiled": (ours, "on"),
+    "gpt-train lean": (ours, "lean"),
     "nanoGPT": (nanogpt, "off"),
     "nanoGPT by hand": (nanogpt, "on"),
     "transformers": (transformers, "off"),

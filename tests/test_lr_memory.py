@@ -112,6 +112,7 @@ def real_peak(config: Config) -> int:
         SMALL_BATCH | {"optimizer.name": "sgd", "optimizer.lr": "0.1"},
         SMALL_BATCH | {"optimizer.name": "muon"},
         SMALL_BATCH | {"optimizer.name": "adafactor"},
+        SMALL_BATCH | {"optimizer.name": "adafactor", "model.ngram": "2"},
         {"model.mup_base_width": "32"},
         GPT2 | {"train.activation_checkpointing": "true", "model.dropout": "0.1"},
     ],

@@ -50,6 +50,8 @@ print(left_mib(64) - at_first)
 with freed_memory_given_back():
     pass
 print(left_mib(128) - at_first)
+keep_freed_memory(False)
+print(left_mib(256) - at_first)
 """
 
 
@@ -73,7 +75,8 @@ def test_six_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
 
 
 def test_memory_is_kept_where_someone_asked_for_it() -> None:
-    given_back, kept, kept_later = numbers_of(LEAVES)
+    given_back, kept, kept_later, no_longer = numbers_of(LEAVES)
     assert given_back < 8
     assert 56 < kept < 72
     assert 120 < kept_later < 136
+    assert no_longer < 136

@@ -60,6 +60,17 @@ def test_a_run_learns_and_leaves_what_the_contract_says(
     assert 1e-5 < float(str(steps[5]["update_ratio"])) < 1
 
 
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_run_that_is_to_be_small_gives_freed_memory_back(
+    recomputes: bool, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("gpt.train.keep_freed_memory", asked.append)
+    checkpointing = str(recomputes).lower()
+    train(make_config(train__max_steps="1", train__activation_checkpointing=checkpointing))
+    assert asked == [not recomputes]
+
+
 def test_logged_rate_is_the_one_that_the_step_used(make_config: ConfigMaker) -> None:
     config = make_config(schedule__warmup_steps="4", schedule__min_lr="1e-3")
     train(config)

@@ -60,11 +60,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
 
     from gpt.data import open_data
     from gpt.device import busy_warning, pick_device, set_threads
+    from gpt.lr.rates import rate_options
     from gpt.malloc import keep_freed_memory
 
     pick_device(config.train.device)
     set_threads()
-    keep_freed_memory()
+    keep_freed_memory(not config.train.activation_checkpointing)
     if budget.seconds is not None and (busy := busy_warning()):
         say(f"warning: {busy}")
     found = _search(config, open_data(config), budget)
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
         words = ["gpt-train", "--config", str(target or arguments.config)]
         if target is None:
             words += [word for name, value in overrides for word in (f"--{name}", value)]
-            words += ["--optimizer.lr", f"{found.lr:g}"]
+            words += rate_options(config, found.lr)
         say(f"train    {shlex.join(words)}")
 
 

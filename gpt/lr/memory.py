@@ -189,10 +189,12 @@ def update_bytes(model: nn.Module, config: Config) -> int:
 
     A step that is logged keeps samples of the weights and the gradient, and then how far each has
     moved. Muon on a CPU holds the hidden matrices' updates at once, and some copies of those of one
-    shape.
+    shape; Adafactor the update of one tensor.
     """
     name = config.optimizer.name
     sample = sum(4 * sample_size(parameter) for parameter in model.parameters())
+    if name == "adafactor":
+        return max(4 * sample, 2 * sample + max(size_of(weight) for weight in model.parameters()))
     adams, by_shape = 0, dict[torch.Size, int]()
     for group in parameter_groups(model, config.optimizer):
         for weight in group["params"]:

@@ -175,9 +175,9 @@ def probe(run: Path, kind: Kind, steps: int | None = None) -> Probe:
     if steps is not None and steps < FEWEST_STEPS:
         raise UserError(f"--steps {steps}: too few to see anything; give {FEWEST_STEPS} or more")
     set_threads()
-    keep_freed_memory()
     with untouched_generators():
         bench = open_bench(run, LOWEST[kind])
+        keep_freed_memory(not bench.config.train.activation_checkpointing)
         length = steps or max(LEAST_STEPS, round(SHARE * bench.step))
         names = [name for name in BRANCHES if kind == "double" or name != "double"]
         history = history_of(read_metrics(run)).until(bench.step)
