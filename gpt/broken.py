@@ -1,5 +1,6 @@
 """A step whose numbers are not finite: passed over, or the end of the run, with what to type."""
 
+import shlex
 from pathlib import Path
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from gpt.autopsy import LOST_WEIGHT, Autopsy, examine, out_of_range
 from gpt.checkpoint import Training
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.lr.rates import rate_options
 from gpt.record import Recorder
 from gpt.rundir import newest_checkpoint
 from gpt.step import NonFiniteError
@@ -65,7 +67,7 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
     step, rate = progress.step + 1, training.optimizer.param_groups[0]["lr"]
     value = error.loss if error.what == "loss" else error.grad_norm
     kept, lower = ways_on(run, config)
-    again = f"gpt-train --config {run / 'config.yaml'}"
+    again = shlex.join(["gpt-train", "--config", str(run / "config.yaml")])
     where = f", first in {autopsy.where}" if autopsy.where else ""
     match autopsy.cause:
         case "rate":
@@ -100,7 +102,9 @@ def lost(run: Path, training: Training, broken: str) -> UserError:
 def ways_on(run: Path, config: Config) -> tuple[str, str]:
     """What is left to go on from, in words, and the command that does so at a lower rate."""
     good = newest_checkpoint(run)
-    lower = f"gpt-train --config {run / 'config.yaml'} --optimizer.lr {config.optimizer.lr / 3:.1e}"
+    words = ["gpt-train", "--config", str(run / "config.yaml")]
+    words += rate_options(config, config.optimizer.lr / 3)
     if good is None:
-        return "there is no checkpoint yet", f"{lower} --run.name {config.run.name}-lower-lr"
-    return f"the last good checkpoint is {good}", f"{lower} --rate override"
+        anew = [*words, "--run.name", f"{config.run.name}-lower-lr"]
+        return "there is no checkpoint yet", shlex.join(anew)
+    return f"the last good checkpoint is {good}", shlex.join([*words, "--rate", "override"])

@@ -109,13 +109,14 @@ def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
         say(f"best     val loss {progress.best_val_loss:.4f} at step {progress.best_step:,}")
     if ending != STOPPED:
         picture, page = run / "curve.png", run / "report.html"
+        quoted = shlex.quote(str(run))
         try:
             plot_run(run, picture)
             write_report(run, page)
             say(f"picture  {picture}")
-            say(f"report   {page}, or in words: gpt-report {run}")
+            say(f"report   {page}, or in words: gpt-report {quoted}")
         except OSError as error:
-            say(f"warning: no picture or report ({error.strerror}); later: gpt-report {run}")
+            say(f"warning: no picture or report ({error.strerror}); later: gpt-report {quoted}")
         say(f"verdict  {verdict(read_run(run))}")
-        say(f'try it   gpt-infer --run {run} --prompt "..."')
+        say(f'try it   gpt-infer --run {quoted} --prompt "..."')
     say(f"go on    {further(run, ending, training)}")

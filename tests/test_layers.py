@@ -12,7 +12,8 @@ LESSONS += ["decay", "schedules", "warmup", "batch"]
 LAYERS = [
     {"errors", "malloc"},
     {"config", "configfile", "files", "parts", "foreign.lines", "foreign.names"},
-    {"trackers", "eager_optim", "attention", "dropout", "gelu", "linear", "textplot"},
+    {"trackers", "eager_optim", "attention", "dropout", "gelu", "linear", "textplot"}
+    | {"lr", "lr.rates"},
     {
         "device",
         "headloss",
@@ -59,7 +60,7 @@ LAYERS = [
     {"report.page", "report.terminal"},
     {"checkpoint"},
     {"guard"},
-    {"rundir", "step", "lr", "lr.findings", "lr.recipes", "lr.rates"},
+    {"rundir", "step", "lr.findings", "lr.recipes"},
     {"lr.lint", "lr.lint_optimizer", "lr.memory", "resume", "autopsy"},
     {"fits", "heldout"},
     {"record", "build"},

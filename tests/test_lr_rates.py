@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gpt.config import Config, contradictions
 from gpt.errors import UserError
-from gpt.lr.rates import rate_text, with_lr
+from gpt.lr.rates import rate_options, rate_text, with_lr
 from tests.conftest import ConfigMaker
 
 
@@ -29,6 +29,35 @@ def test_every_rate_keeps_its_ratio_and_nothing_else_moves(make_config: ConfigMa
     expected["optimizer"]["lr_batch_size"] = None
     assert back == expected
     assert config.optimizer.lr == 1e-2, "the config itself is not changed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer__name": "muon", "optimizer__adamw_lr": "3e-3", "schedule__min_lr": "9.99e-3"},
+        {"optimizer__lr_batch_size": "64", "schedule__min_lr": "0"},
+        {"schedule__name": "chapter", "train__max_steps": "2000"},
+    ],
+)
+@pytest.mark.parametrize("lr", [3.1e-3, 1e-2 / 3, 0.0299996, 1e-6])
+def test_what_to_type_makes_the_same_config(
+    changes: dict[str, str], lr: float, make_config: ConfigMaker
+) -> None:
+    """A rate alone would leave the others as they are, and a floor above it is refused."""
+    config = make_config(optimizer__lr="1e-2", **changes)
+    words = rate_options(config, lr)
+    typed = {
+        key.removeprefix("--").replace(".", "__"): value
+        for key, value in zip(words[::2], words[1::2], strict=True)
+    }
+    found, expected = make_config(**(changes | typed)), with_lr(config, lr)
+    assert found.optimizer.lr_batch_size is None
+    assert found.optimizer.lr == pytest.approx(expected.optimizer.lr, rel=5e-2)
+    assert found.min_lr == pytest.approx(expected.min_lr, rel=5e-2)
+    if expected.optimizer.adamw_lr is not None:
+        ratio = expected.optimizer.adamw_lr / expected.optimizer.lr
+        assert found.optimizer.adamw_lr == pytest.approx(ratio * found.optimizer.lr, rel=5e-3)
 
 
 def test_floors_that_are_not_given_follow_by_their_own_rule(make_config: ConfigMaker) -> None:

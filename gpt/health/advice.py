@@ -1,8 +1,10 @@
 """What to type next: commands that fit the run, or words where there is no config of ours."""
 
 from pathlib import Path
+from shlex import quote
 
 from gpt.history import History
+from gpt.lr.rates import rate_options
 
 
 def train_command(history: History, *changes: str, name: str = "") -> str:
@@ -11,9 +13,9 @@ def train_command(history: History, *changes: str, name: str = "") -> str:
     if config is None:
         return ""
     run = history.path or Path(config.run.dir) / config.run.name
-    words = [f"gpt-train --config {run / 'config.yaml'}", *changes]
+    words = [f"gpt-train --config {quote(str(run / 'config.yaml'))}", *changes]
     if name:
-        words.append(f"--run.name {config.run.name}-{name}")
+        words.append(f"--run.name {quote(f'{config.run.name}-{name}')}")
     return " ".join(words)
 
 
@@ -26,10 +28,8 @@ def rate_command(history: History, factor: float) -> str:
         times = f"{factor:g} times the rate" if factor > 1 else f"1/{1 / factor:g} of the rate"
         now = f" ({known.max() * factor:.2g} instead of {known.max():.2g})" if known.size else ""
         return f"the same run at {times}{now}"
-    lr = config.optimizer.lr * factor
-    return train_command(
-        history, f"--optimizer.lr {lr:.1e}", name="higher-lr" if factor > 1 else "lower-lr"
-    )
+    name = "higher-lr" if factor > 1 else "lower-lr"
+    return train_command(history, *rate_options(config, factor * config.optimizer.lr), name=name)
 
 
 def find_command(history: History) -> str:
@@ -38,4 +38,4 @@ def find_command(history: History) -> str:
     if config is None:
         return "gpt-lr find --config CONFIG.yaml"
     run = history.path or Path(config.run.dir) / config.run.name
-    return f"gpt-lr find --config {run / 'config.yaml'}"
+    return f"gpt-lr find --config {quote(str(run / 'config.yaml'))}"

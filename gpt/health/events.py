@@ -10,6 +10,7 @@ from gpt.health.advice import rate_command, train_command
 from gpt.health.finding import Finding
 from gpt.health.view import MAD_TO_SIGMA, View
 from gpt.history import Column
+from gpt.lr.rates import rate_options
 
 SPIKE_SIGMAS = 6.0  # as in OLMo-core
 SPIKE_ALONE = 2.0  # times that, where the line after it is as before
@@ -94,8 +95,9 @@ def _after_nonfinite(view: View, cause: str, *, stopped: bool) -> str:
         )
     config = history.config
     if config is not None and history.last_step >= config.checkpoint.every_steps:
-        lower = f"--optimizer.lr {config.optimizer.lr / 3:.1e}"
-        return train_command(history, "--rate override", lower)
+        return train_command(
+            history, "--rate override", *rate_options(config, config.optimizer.lr / 3)
+        )
     return rate_command(history, 1 / 3)
 
 

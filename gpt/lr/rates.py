@@ -17,19 +17,10 @@ def with_lr(config: Config, lr: float) -> Config:
 
     Raises UserError where no config can hold such a rate.
     """
-    factor = lr / config.optimizer.lr
     values = config.model_dump()
-    optimizer, schedule = values["optimizer"], values["schedule"]
-    optimizer["lr"] = lr
-    optimizer["lr_batch_size"] = None
-    if optimizer["adamw_lr"] is not None:
-        optimizer["adamw_lr"] = _rounded(optimizer["adamw_lr"] * factor)
-    if schedule["name"] == "chapter":
-        if config.min_lr > lr:
-            schedule["min_lr"] = lr
-    elif schedule["min_lr"] is not None:
-        # Rounding must not lift a floor as high as the peak above it.
-        schedule["min_lr"] = min(_rounded(schedule["min_lr"] * factor), lr)
+    for key, value in _moved(config, lr).items():
+        section, _, name = key.partition(".")
+        values[section][name] = value
     try:
         changed = Config.model_validate(values)
     except ValidationError as error:
@@ -42,6 +33,33 @@ def with_lr(config: Config, lr: float) -> Config:
     if problems:
         raise UserError(*problems)
     return changed
+
+
+def rate_options(config: Config, lr: float) -> list[str]:
+    """What to type for another peak rate, in two digits, and all that keeps its ratio to it."""
+    words: list[str] = []
+    for key, value in _moved(config, float(f"{lr:.1e}")).items():
+        text = "null" if value is None else rate_text(float(f"{value:.3g}"))
+        words += [f"--{key}", text]
+    return words
+
+
+def _moved(config: Config, lr: float) -> dict[str, float | None]:
+    """The keys that change with the peak rate, and what they become."""
+    optimizer, schedule = config.optimizer, config.schedule
+    factor = lr / optimizer.lr
+    moved: dict[str, float | None] = {"optimizer.lr": lr}
+    if optimizer.lr_batch_size is not None:
+        moved["optimizer.lr_batch_size"] = None
+    if optimizer.adamw_lr is not None:
+        moved["optimizer.adamw_lr"] = _rounded(optimizer.adamw_lr * factor)
+    if schedule.name == "chapter":
+        if config.min_lr > lr:
+            moved["schedule.min_lr"] = lr
+    elif schedule.min_lr:
+        # Rounding must not lift a floor as high as the peak above it.
+        moved["schedule.min_lr"] = min(_rounded(schedule.min_lr * factor), lr)
+    return moved
 
 
 def _rounded(rate: float) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.config import Config
-from gpt.lr.rates import rate_text
+from gpt.lr.rates import rate_options
 from gpt.plan import Plan
 from gpt.report.limits import Remedy
 
@@ -36,7 +36,12 @@ def next_command(at: Standing, remedy: Remedy, steps: int) -> str:
             words = go_on if left else ["gpt-report", str(at.run)]
         case "raise" | "lower" if left:
             factor = 2 if remedy == "raise" else 1 / 3
-            words = [*go_on, "--rate", "override", *_rates(config, factor)]
+            words = [
+                *go_on,
+                "--rate",
+                "override",
+                *rate_options(config, factor * config.optimizer.lr),
+            ]
         case "raise" | "lower":
             words = ["gpt-lr", "find", "--config", file]
         case "larger":
@@ -70,18 +75,6 @@ def _decay_now(config: Config, newest: int, steps: int) -> list[str]:
         if getattr(config.train, name) is not None:
             words += [f"--train.{name}", "null"]
     return words
-
-
-def _rates(config: Config, factor: float) -> list[str]:
-    optimizer = config.optimizer
-    words = ["--optimizer.lr", _short(factor * optimizer.lr)]
-    if optimizer.adamw_lr is not None:
-        words += ["--optimizer.adamw_lr", _short(factor * optimizer.adamw_lr)]
-    return words
-
-
-def _short(rate: float) -> str:
-    return rate_text(float(f"{rate:.3g}"))
 
 
 def _anew(config: Config, suffix: str) -> list[str]:
