@@ -1,6 +1,8 @@
 """Each finding on a run that has it and on one that nearly has; nothing on runs that are sound."""
 
+import itertools
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -398,3 +400,93 @@ def test_medians_of_what_came_before_are_numpys():
     values = np.random.default_rng(0).normal(size=90).round(1)
     expected = [np.median(values[: max(1, count)]) for count in range(90)]
     assert _medians_before(values).tolist() == expected
+
+
+def windows_of(steps: Column, losses: Column) -> dict[str, Column]:
+    """What is logged at `steps` of a loss for each step: mean and highest since the line before."""
+    ends = steps.astype(int)
+    parts = list(itertools.pairwise([0, *ends]))
+    return {
+        "loss": losses[ends - 1],
+        "loss_mean": np.array([losses[start:end].mean() for start, end in parts]),
+        "loss_max": np.array([losses[start:end].max() for start, end in parts]),
+    }
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02])
+@pytest.mark.parametrize(("total", "every"), [(5000, 10), (5000, 50), (20_000, 100)])
+def test_noise_of_single_steps_is_no_jump(total: int, every: int, share: float) -> None:
+    steps = steps_of(total, every)
+    rates = cosine(steps, warmup=share * total)
+    config = config_of(
+        train__max_steps=str(total), schedule__warmup_steps=str(round(share * total))
+    )
+    for seed in range(3):
+        noisy = falling(np.arange(1, total + 1.0), noise=0.15, seed=seed)
+        lines = sound(steps=steps, lr=rates, **windows_of(steps, noisy))
+        assert ids(history(lines, config)) == []
+
+
+def test_a_jump_within_a_line_stands_out_of_that_noise() -> None:
+    total = 5000
+    steps, every_step = steps_of(total, 50), np.arange(1, total + 1.0)
+    losses = falling(every_step, noise=0.15)
+    losses[60:75] += 4
+    config = config_of(train__max_steps=str(total), schedule__warmup_steps="50")
+    lines = sound(steps=steps, lr=cosine(steps, warmup=50), **windows_of(steps, losses))
+    assert ids(history(lines, config)) == ["warmup_too_short"]
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal"])
+@pytest.mark.parametrize("noise", [0.1, 0.4])
+def test_noisy_lines_of_single_steps_are_no_climb(kind: str, noise: float) -> None:
+    steps = np.arange(1, 3001.0)
+    rates = 2e-5 * np.minimum(1, steps / 90) * (1 - steps / 3001)
+    for seed in range(6):
+        drawn = np.random.default_rng(seed).normal(0, noise, len(steps))
+        level = 1.1 + 0.4 * np.exp(-steps / 300)
+        losses = level + drawn if kind == "normal" else level * np.exp(drawn)
+        assert ids(bare(steps, losses, rates, total_steps=3000)) == []
+
+
+def test_a_long_log_with_a_line_a_step_is_silent() -> None:
+    steps = np.arange(1, 20_001.0)
+    losses = falling(steps, start=10.9, noise=0.1)
+    assert ids(bare(steps, losses, cosine(steps, warmup=1), total_steps=20_000)) == []
+
+
+def test_a_log_that_begins_late_tells_nothing_of_its_beginning() -> None:
+    steps = np.arange(100_000, 110_001, 50.0)
+    losses = 2.8 - 0.01 * np.linspace(0, 1, len(steps))
+    losses += 0.002 * np.random.default_rng(0).normal(size=len(steps))
+    assert ids(bare(steps, losses, np.full(len(steps), 2e-4), total_steps=500_000)) == []
+    assert ids(bare(steps, losses)) == []
+
+
+def test_a_rate_on_its_way_down_is_no_rate_that_is_never_lowered() -> None:
+    steps = np.arange(10, 3001, 10.0)
+    rates = cosine(np.arange(10, 10_001, 10.0), warmup=200)[: len(steps)]
+    losses = falling(np.arange(10, 10_001, 10.0))[: len(steps)]
+    assert ids(bare(steps, losses, rates)) == []
+    level = np.minimum(1e-3, 1e-3 * steps / 200)
+    level[-1] = math.nan
+    (found,) = diagnose(bare(steps, losses, level))
+    assert (found.id, found.numbers["end_share"]) == ("no_decay", 1)
+
+
+def test_a_longer_warmup_can_be_typed() -> None:
+    steps = steps_of()
+    losses = falling(steps) + np.where((steps > 40) & (steps < 100), 3.0, 0)
+    config = config_of(schedule__warmup_steps="null", schedule__warmup_fraction="0.02")
+    (found,) = diagnose(history(sound(steps=steps, loss=losses), config))
+    assert found.id == "warmup_too_short"
+    words = shlex.split(found.next)[3:]
+    typed = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    assert typed["schedule.warmup_fraction"] == "null"
+
+
+def test_one_enormous_loss_leaves_the_others_means() -> None:
+    values = np.full(100, 5.0)
+    values[50] = 1e20
+    means = centred_mean(values)
+    np.testing.assert_allclose(means[[0, 30, -1]], 5.0)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt.config import Config
 from gpt.health.advice import find_command, rate_command, train_command
 from gpt.health.finding import Finding
 from gpt.health.view import AT_CHANCE, PEAK_SHARE, View, half_widths, is_a_guess, theil_sen
-from gpt.history import Rows
+from gpt.history import Column, Rows
 
 SHORT_STEP = 0.6  # slope left behind a step: healthy runs 0.6 in their first tenth, then below 0.4
 SHORT_STEP_HARDLY = 0.2  # the same where a step hardly moves the weights: noise hides the slope
@@ -22,6 +23,7 @@ SHORT_UPDATE = 3e-3  # above it a step is not short, whatever is left of the slo
 SMALL_UPDATE = 1e-4  # update over weights a step, of healthy runs 1e-3 to 2e-2
 LONG_STEP = -0.8
 LEAST_PAIRS = 5
+BEGUN = 0.02  # of the steps: a log that begins later does not tell what the first ones did
 FLAT_SHARE = 0.01  # of the way to 0 that a loss has fallen
 KNOWS_NOTHING = 0.9  # times the unigram entropy
 RISE_SIGMAS = 6.0
@@ -42,6 +44,8 @@ EARLY_JUMP = 0.1
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
 LATE_BACK = 0.5  # the same where the log shows that the rate was full at once
+EARLY_NOISE = 0.3  # of what is known: the noise of single steps is judged after it
+LEVEL = 0.98  # of the peak: a rate that has not begun to come down
 UNDECAYED = 0.5  # of the peak, at the end of a run
 LATE = 0.82  # share of the run by which a decay should have begun
 
@@ -122,7 +126,8 @@ def _too_slow_by_the_curve(view: View) -> Iterator[Finding]:
     """For logs that hold little more than a loss: it stays flat, or falls in a straight line."""
     count = len(view.smooth)
     enough = count >= 20 and view.last >= 100
-    if not enough or view.progress < (0.1 if view.history.finished else 0.2):
+    begun_late = enough and view.steps[0] > BEGUN * view.last
+    if not enough or begun_late or view.progress < (0.1 if view.history.finished else 0.2):
         return
     start, end = float(view.smooth[0]), float(view.smooth[-1])
     fall, rate = start - end, view.planned_peak
@@ -288,9 +293,12 @@ def climb(view: View) -> tuple[float, float]:
     """
     if len(view.loss) < 8:
         return 0.0, 0.0
-    rises = view.smooth - np.minimum.accumulate(view.smooth)
-    # An average of few lines, as at the end of what is known, is as noisy as they are.
-    noise = RISE_SIGMAS * view.sigma / np.sqrt(1 + 2 * half_widths(len(view.loss)))
+    lowest = np.minimum.accumulate(view.smooth)
+    rises = view.smooth - lowest
+    # An average of few lines, as at both ends of what is known, is as noisy as they are.
+    variances = 1 / (1 + 2 * half_widths(len(view.loss)))
+    since = np.maximum.accumulate(np.where(rises > 0, 0, np.arange(len(rises))))
+    noise = RISE_SIGMAS * view.sigma * np.sqrt(variances + variances[since])
     fall = float(view.smooth.max() - view.smooth.min())
     counts = (rises > noise) & (rises > RISE_SHARE * fall) & (rises > 0.05)
     if not counts.any():
@@ -311,14 +319,18 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     if warmup > SHORT_WARMUP * view.total or len(view.loss) < 8:
         return
     early = view.steps <= warmup + max(10.0, EARLY * view.total)
-    worst = np.where(np.isfinite(view.column("loss_max")), view.column("loss_max"), view.loss)
+    if not early.any():
+        return  # a log that begins later
+    worst = _worst(view)
     # The lowest until the line before: within one line the fall may come after the rise.
-    lowest = np.minimum.accumulate(np.append(worst[0], view.loss))[:-1]
+    lowest = np.minimum.accumulate(np.append(worst[0], view.smooth))[:-1]
     rises = (worst - lowest)[early]
     index = int(np.argmax(rises))
     rise, top = float(rises[index]), float(view.steps[index])
     known = bool(np.isfinite(view.lr).any())
-    sigmas = RISE_SIGMAS if warmup > NO_WARMUP else NO_WARMUP_SIGMAS
+    # The highest of many lines stands out of the noise by chance.
+    by_chance = 2 * math.sqrt(2 * math.log(len(rises) + 1))
+    sigmas = max(by_chance, RISE_SIGMAS if warmup > NO_WARMUP else NO_WARMUP_SIGMAS)
     if rise < max(EARLY_NATS, sigmas * view.sigma) * (1 if known else 2):
         return
     if float(view.smooth[-1]) > worst[early][index] - 0.5 * rise or view.last < top + 10:
@@ -334,23 +346,45 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
         evidence=f"right after a warmup of {int(warmup)} steps the loss jumps up by {rise:.2f} "
         f"nats, by step {int(top):,}, and comes back",
         cause="the full rate came before the weights could bear it",
-        next=train_command(view.history, f"--schedule.warmup_steps {longer}", name="longer-warmup")
+        next=train_command(
+            view.history, *_warmup(view.history.config, longer), name="longer-warmup"
+        )
         or f"the same run with a warmup of {longer} steps",
         numbers={"rise": rise, "warmup_steps": warmup},
     )
 
 
+def _worst(view: View) -> Column:
+    """The highest loss of a step since the line before, less what single steps vary by later."""
+    excess = view.column("loss_max") - view.loss
+    known = np.isfinite(excess)
+    later = known & view.settled & (view.steps > EARLY_NOISE * view.last)
+    usual = float(excess[later].max()) if later.any() else 0.0
+    worst: Column = np.where(known, view.loss + np.maximum(0.0, excess - usual), view.loss)
+    return worst
+
+
+def _warmup(config: Config | None, steps: int) -> list[str]:
+    """The options for a warmup of so many steps."""
+    words = [f"--schedule.warmup_steps {steps}"]
+    if config is not None and config.schedule.warmup_fraction is not None:
+        words.append("--schedule.warmup_fraction null")
+    return words
+
+
 def no_decay(view: View) -> Iterator[Finding]:
     """A run that ends, or is about to, at its full rate."""
-    if not np.isfinite(view.lr).any() or view.progress < LATE or len(view.loss) < 20:
+    if view.progress < LATE or len(view.loss) < 20:
         return
-    history = view.history
-    if history.total_steps is None and not history.finished:
+    history, rates = view.history, view.lr[np.isfinite(view.lr)]
+    if not rates.size:
         return
-    peak = view.planned_peak or float(np.nanmax(view.lr))
+    peak = view.planned_peak or float(rates.max())
+    if history.total_steps is None and not (history.finished and rates[-1] > LEVEL * peak):
+        return  # it may be on its way down
     if view.last < view.warmup_end + 0.2 * view.total or not peak > 0:
         return
-    end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else float(view.lr[-1])
+    end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else float(rates[-1])
     if end < UNDECAYED * peak or float(np.nanmin(view.lr[view.settled])) < PEAK_SHARE * peak:
         return
     slope = slope_left(view, recent_peak(view))

@@ -15,6 +15,7 @@ from gpt.plan import Plan
 
 AT_CHANCE = 0.02  # share of ln V around it
 PEAK_SHARE = 0.7  # of the highest rate: where a run is at its full rate
+HIGHEST = 1e6  # nats
 MAD_TO_SIGMA = 1.4826
 # Of GPT-2 (padded too), cl100k, o200k, LLaMA 1-3, Qwen, bytes, tiny Shakespeare's characters.
 USUAL_VOCABULARIES = (
@@ -164,7 +165,8 @@ class View:
 
 def centred_mean(values: Column) -> Column:
     """A moving average over a quarter of what lies before, at most a twentieth of all."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    # A sum of what is larger would lose the others, and says no more.
+    sums = np.concatenate([[0.0], np.cumsum(np.clip(values, -HIGHEST, HIGHEST))])
     index, half = np.arange(len(values)), half_widths(len(values))
     means: Column = (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
     return means
