@@ -36,6 +36,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Te
     `k` and `v` may have fewer heads than `q`, each for as many of its heads. The gradients are
     0.4 % from exact ones where torch's are 0.3 %, and where attention is sharp 0.7 where 0.4.
     """
+    # The kernel takes features for neighbours; those of rotated heads of two may lie apart.
+    q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
     groups = q.size(1) // k.size(1)
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

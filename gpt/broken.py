@@ -8,6 +8,7 @@ from torch import Tensor
 from gpt.autopsy import LOST_WEIGHT, Autopsy, examine, out_of_range
 from gpt.checkpoint import Training
 from gpt.config import Config
+from gpt.configfile import under_new_name
 from gpt.errors import UserError
 from gpt.lr.rates import rate_options
 from gpt.record import Recorder
@@ -74,7 +75,7 @@ def diverged(run: Path, training: Training, error: NonFiniteError, autopsy: Auto
             why, command = "most often the rate is too high", lower
         case "overflow":
             why = "the numbers are finite in fp32, fp16 overflows"
-            command = f"{again} --train.dtype bf16 --run.name {config.run.name}-bf16"
+            command = f"{again} --train.dtype bf16 {shlex.join(under_new_name(config, 'bf16'))}"
         case "batch":
             why = "the weights are sound, this batch's gradient is not (a kernel, or its data)"
             if autopsy.rows:
@@ -105,6 +106,6 @@ def ways_on(run: Path, config: Config) -> tuple[str, str]:
     words = ["gpt-train", "--config", str(run / "config.yaml")]
     words += rate_options(config, config.optimizer.lr / 3)
     if good is None:
-        anew = [*words, "--run.name", f"{config.run.name}-lower-lr"]
-        return "there is no checkpoint yet", shlex.join(anew)
+        words += under_new_name(config, "lower-lr")
+        return "there is no checkpoint yet", shlex.join(words)
     return f"the last good checkpoint is {good}", shlex.join([*words, "--rate", "override"])

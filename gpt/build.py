@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt.checkpoint import Training
-from gpt.config import Config, TokenizerConfig, is_tokenizer_kind
+from gpt.config import Config, EvalConfig, TokenizerConfig, is_tokenizer_kind
 from gpt.configfile import dump_config, named
 from gpt.corpus import source_files
 from gpt.course import RateJump
@@ -25,7 +25,7 @@ from gpt.device import (
     pick_dtype,
     seed_everything,
 )
-from gpt.errors import only_warnings, say
+from gpt.errors import UserError, only_warnings, say
 from gpt.files import check_writable, write_durably
 from gpt.fits import check_fits
 from gpt.lr.findings import Facts, facts_of
@@ -39,7 +39,8 @@ from gpt.resume import Start, check_left, find_start, rate_jump, restore
 from gpt.rundir import Resume, check_run, run_path, start_afresh, write_best
 from gpt.schedule import Plan, build_scheduler, check_plan
 from gpt.sources import file_stat
-from gpt.tokenizer import build_tokenizer
+from gpt.tokenizer import Tokenizer, build_tokenizer
+from gpt.trackers import check_installed
 
 BYTES_VOCAB = 257
 SMALL_BYTES = 2_000_000  # a text of which --dry-run can know everything in a second
@@ -82,7 +83,18 @@ def check_prompt(config: Config, data: TokenData) -> None:
     """Raises UserError for a prompt that would end the run at its first evaluation."""
     if config.eval.sample_tokens:
         with named("eval.sample_prompt"):
-            data.tokenizer.encode(config.eval.sample_prompt)
+            data.tokenizer.encode(sample_prompt(config, data.tokenizer))
+
+
+def sample_prompt(config: Config, tokenizer: Tokenizer) -> str:
+    """How samples begin; as a new document does, where the text has not the default's new line."""
+    prompt = config.eval.sample_prompt
+    if prompt == EvalConfig().sample_prompt:
+        try:
+            tokenizer.encode(prompt)
+        except UserError:
+            return ""
+    return prompt
 
 
 def build_training(config: Config, data: TokenData) -> tuple[Training, Plan]:
@@ -226,6 +238,7 @@ def dry_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> list[s
     """
     pick_device(config.train.device)
     check_run(config, resume, rate)
+    check_installed(config.log)
     start = find_start(run_path(config), config, rate)
     config = start.config
     files = source_files(config.data)

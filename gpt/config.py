@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,6 +46,14 @@ def _name_of_file(value: str) -> str:
     return value
 
 
+def _at_home(path: str) -> str:
+    """A path in a user's folder, spelled out."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:  # nobody's folder
+        return path
+
+
 def _not_too_many(value: list[str]) -> list[str]:
     """Refuses a list that the run's own config.yaml could not hold."""
     if sum(len(path.encode()) for path in value) > MOST_SOURCES_BYTES:
@@ -70,6 +79,7 @@ MOST_SOURCES_BYTES = 100_000
 Int = Annotated[int, BeforeValidator(_no_bool), Field(le=MOST)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_name_of_file)]
+FolderText = Annotated[PathText, AfterValidator(_at_home)]
 Sources = Annotated[list[PathText], Field(min_length=1), AfterValidator(_not_too_many)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
@@ -88,7 +98,7 @@ class RunConfig(Section):
         pattern=r"^[^\s./\\][^/\\\x00-\x1f]*$",
         description="name of the run; its directory is run.dir/run.name",
     )
-    dir: PathText = Field("runs", description="folder that holds the run directories")
+    dir: FolderText = Field("runs", description="folder that holds the run directories")
     seed: Int = Field(1337, ge=0, description="seed of the weights, the data order and the samples")
 
 
@@ -118,7 +128,7 @@ class DataConfig(Section):
         description="draw each epoch's windows in an order of its own; false: in the text's order, "
         "which trains worse unless the text is a curriculum",
     )
-    dir: PathText = Field("data", description="folder that holds the tokenized shards")
+    dir: FolderText = Field("data", description="folder that holds the tokenized shards")
 
 
 class TokenizerConfig(Section):
@@ -652,12 +662,14 @@ def _schedule_contradictions(config: Config) -> Iterator[Contradiction]:
     if schedule.warmup_steps is not None and schedule.warmup_fraction is not None:
         yield Contradiction(
             ("schedule.warmup_steps", "schedule.warmup_fraction"),
-            "warmup_steps and warmup_fraction both say how long the warmup is; remove one",
+            "warmup_steps and warmup_fraction both say how long the warmup is; "
+            "remove one, or set it to null",
         )
     if schedule.decay_steps is not None and schedule.decay_fraction is not None:
         yield Contradiction(
             ("schedule.decay_steps", "schedule.decay_fraction"),
-            "decay_steps and decay_fraction both say how long the tail is; remove one",
+            "decay_steps and decay_fraction both say how long the tail is; "
+            "remove one, or set it to null",
         )
     if config.train.max_epochs is None:
         yield from schedule_problems(config, config.total_steps(epoch_tokens=0))

@@ -17,9 +17,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gpt.config import Config, contradictions
+from gpt.config import MOST_NAME_BYTES, PRESETS, Config, contradictions
 from gpt.errors import MOST_LINES, UserError, shown
-from gpt.files import read_plain
+from gpt.files import check_writable, read_plain
 
 # What PyYAML raises for a value that its tag cannot be, as in `!!bool 3`.
 _NOT_OF_ITS_TAG = (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError)
@@ -49,7 +49,7 @@ class _Problem:
     message: str
 
     def __str__(self) -> str:
-        named = not self.key or self.where.endswith(self.key)
+        named = not self.key or self.where.endswith(f"--{self.key}")
         return (
             f"{self.where}: {self.message}"
             if named
@@ -171,6 +171,14 @@ def named(key: str) -> Iterator[None]:
         raise UserError(*lines) from None
 
 
+def under_new_name(config: Config, suffix: str) -> list[str]:
+    """The options for another run beside this one, from its beginning."""
+    words = ["--run.name", f"{config.run.name}-{suffix}"]
+    if config.schedule.restart_step is not None:
+        words += ["--schedule.restart_step", "null"]
+    return words
+
+
 def dump_config(config: Config) -> str:
     """The config as YAML with every default spelled out; `load_config` on it gives it back."""
     sections = config.model_dump(mode="json")
@@ -185,13 +193,26 @@ def dump_config(config: Config) -> str:
 def free_copy(wish: Path, config: Path, ending: str) -> Path:
     """Where `--apply` writes a changed config: `wish`, or beside it if that is empty (`Path()`).
 
-    Raises UserError for a file that is there already, and for a folder that is not.
+    Raises UserError for a file that is there already, for a folder that is not or forbids it, and
+    for a name that no file can have.
     """
     target = config.with_name(f"{config.stem}-{ending}.yaml") if wish == Path() else wish
-    if target.exists():
+    if len(target.name.encode(errors="replace")) > MOST_NAME_BYTES:
+        raise UserError(
+            f"--apply: {target}: a file's name may have {MOST_NAME_BYTES} bytes at most; give a "
+            "shorter one"
+        )
+    try:
+        is_taken, has_folder = target.exists() or target.is_symlink(), target.parent.is_dir()
+    except OSError as error:
+        raise UserError(
+            f"--apply: {target} cannot be written: {error.strerror}; name another file"
+        ) from None
+    if is_taken:
         raise UserError(f"--apply: {target} is there already; name another file, or remove it")
-    if not target.parent.is_dir():
+    if not has_folder:
         raise UserError(f"--apply: the folder {target.parent} does not exist; make it first")
+    check_writable("--apply", target.parent)
     return target
 
 
@@ -347,8 +368,13 @@ def _pairs(
 
 
 def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
-    """Puts `--section.key value` over what the file says; text fields take the value as typed."""
-    text_keys = {name for name, kind, _, _ in knobs() if kind in ("text", "text or null")}
+    """Puts `--section.key value` over what the file says.
+
+    Text is taken as typed, also where a list could stand, unless it is one in brackets. A preset
+    wins over what the file says of the model, and what is typed beside it over the preset.
+    """
+    kinds = {name: kind for name, kind, _, _ in knobs()}
+    typed = {given for given, _ in overrides}
     for given, raw in overrides:
         name = shown(given)
         section, _, key = name.partition(".")
@@ -358,13 +384,20 @@ def _apply_overrides(source: _Source, overrides: Sequence[Override]) -> None:
             source.values[section] = {}
         source.where.setdefault(section, where)
         value: Any = raw
-        if name not in text_keys or raw in ("null", "~"):
+        kind = kinds.get(name, "")
+        if "text" not in kind or (
+            raw.lstrip().startswith("[") if "list" in kind else raw in ("null", "~")
+        ):
             try:
                 node = _compose(Path(where), raw)
                 value = _construct(node) if node is not None else None
             except UserError:
                 value = raw
         source.values[section][key] = value
+        if name == "model.preset":
+            for filled in PRESETS.get(raw, {}):
+                if f"model.{filled}" not in typed:
+                    source.values[section].pop(filled, None)
 
 
 def _validate(source: _Source, *, for_lint: bool) -> tuple[Config | None, list[_Problem]]:

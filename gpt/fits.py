@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from gpt.config import Config
+from gpt.configfile import under_new_name
 from gpt.errors import UserError
 from gpt.gauges import SAMPLE
 from gpt.headloss import head_loss_pays, slice_tokens
@@ -262,7 +263,8 @@ def out_of_memory(config: Config, run: Path) -> UserError:
         value, way = micro, f"{again} --train.activation_checkpointing true"
     else:
         key, value = "model.context_len", config.model.context_len
-        way = f"{again} --model.context_len {max(1, value // 2)} --run.name {config.run.name}-short"
+        anew = shlex.join(under_new_name(config, "short"))
+        way = f"{again} --model.context_len {max(1, value // 2)} {anew}"
     where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return UserError(
         f"{key} {value}: an allocation failed, there is less memory free here than the run needs; "

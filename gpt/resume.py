@@ -5,6 +5,7 @@ accepted since. Each change of the rate counts from the checkpoint that the run 
 that is an older one than when it was accepted, it counts from the older one.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -153,7 +154,7 @@ def _decide(state: _State, config: Config, rate: RatePolicy) -> Start:
         differs=f"{state.run} is a run of another config"
         if state.step == step_of(state.checkpoint)
         else f"{state.run} had another config at step {state.step}",
-        own=f"go on with its own (--config {state.run / 'config.yaml'})",
+        own=f"go on with its own (--config {shlex.quote(str(state.run / 'config.yaml'))})",
     )
     now, policy, notes = _with_restart(state, config, rate), rate, []
     if others := free_changes(state.made, config):

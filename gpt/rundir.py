@@ -6,6 +6,7 @@ runs/NAME/rate.json, if the rate was changed on the way (see `ratepolicy`)
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -124,7 +125,7 @@ def check_run(config: Config, resume: Resume, rate: RatePolicy = "keep") -> None
             changed_keys(load_config(saved), config),
             rate,
             differs=f"{path} is a run of another config",
-            own=f"go on with its own (--config {saved})",
+            own=f"go on with its own (--config {shlex.quote(str(saved))})",
             started=bool(started),
         )
     elif path.is_dir() and any(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpt.config import Config
+from gpt.config import Config, LogConfig
 from gpt.errors import UserError, say
 from gpt.files import write_durably
 
@@ -240,6 +242,20 @@ def _kept_id(folder: Path, *, goes_on: bool) -> str:
     folder.mkdir(exist_ok=True)
     write_durably(path, new.encode())
     return new
+
+
+def check_installed(log: LogConfig) -> None:
+    """Raises UserError where a tracker that is wished for is not installed; imports none."""
+    for package in ("tensorboard", "wandb"):
+        if getattr(log, package) and not _is_installed(package):
+            raise _not_installed(package)
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name has none
 
 
 def _not_installed(package: str) -> UserError:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.broken import skip_broken, stop_if_broken
-from gpt.build import build_training, continue_or_start
+from gpt.build import build_training, continue_or_start, sample_prompt
 from gpt.checkpoint import SaveError, Training
 from gpt.config import Config
 from gpt.data import Batches, Split, TokenData, open_data
@@ -31,6 +31,7 @@ from gpt.rundir import Resume, locked_run, save_run
 from gpt.schedule import Plan
 from gpt.signals import StopRequest
 from gpt.step import OVERFLOW, NonFiniteError, evaluate, train_step
+from gpt.trackers import check_installed
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
     Raises UserError for what the user can mend, and Stopped after a signal, once all is saved.
     """
     pick_device(config.train.device)  # before any work: is it there?
+    check_installed(config.log)
     set_threads()
     keep_freed_memory(not config.train.activation_checkpointing)
     if not title and (busy := busy_warning()):
@@ -174,34 +176,38 @@ def evaluate_and_sample(
     result = evaluate(training, val, device, lambda: stop.requested)
     if result is None:
         return False
+    prompt, text = sample_prompt(config, training.tokenizer), None
+    if config.eval.sample_tokens and math.isfinite(result.loss):
+        try:
+            text = sample(training, prompt, stop)
+        except UserError as error:  # a model from which none can be drawn: the next step judges it
+            recorder.line(f"warning: no sample: {error}")
+        else:
+            if text is None:
+                return False
     train_loss = note_evaluation(progress, result)
     recorder.evaluation(result, train_loss, is_best=progress.best_step == progress.step)
-    if config.eval.sample_tokens and math.isfinite(result.loss):
-        write_sample(training, recorder)
+    if text is not None:
+        recorder.event("sample", prompt=prompt, text=text)
+        recorder.line(f"sample | {prompt}{text}".replace("\n", "\n       | "))
     return True
 
 
-def write_sample(training: Training, recorder: Recorder) -> None:
-    """Writes down a sample; a model from which none can be drawn is the next step's to judge."""
-    prompt = training.config.eval.sample_prompt
-    try:
-        text = sample(training)
-    except UserError as error:
-        recorder.line(f"warning: no sample: {error}")
-        return
-    recorder.event("sample", prompt=prompt, text=text)
-    recorder.line(f"sample | {prompt}{text}".replace("\n", "\n       | "))
+def sample(training: Training, prompt: str, stop: StopRequest) -> str | None:
+    """What the model writes now, always from the same seed; draws nothing from the run's own.
 
-
-def sample(training: Training) -> str:
-    """What the model writes now, always from the same seed; draws nothing from the run's own."""
+    None if a stop is requested on the way.
+    """
     config = training.config
     sampling = Sampling(max_tokens=config.eval.sample_tokens, seed=config.run.seed)
     training.model.eval()
+    text = ""
     with eager(training.model):
-        prompts = [config.eval.sample_prompt]
-        pieces = generate(training.model, training.tokenizer, prompts, sampling)
-        return "".join(piece.text for piece in pieces)
+        for piece in generate(training.model, training.tokenizer, [prompt], sampling):
+            if stop.requested:
+                return None
+            text += piece.text
+    return text
 
 
 def save(run: Path, training: Training, recorder: Recorder) -> bool:

@@ -50,6 +50,19 @@ def test_attention_is_torchs_and_its_gradients_are_as_good(
         assert found < most or length == 1  # one token alone: its q and k have no gradient
 
 
+def test_features_that_are_no_neighbours_are_read_right() -> None:
+    """As of heads of two features, whose halves the rotation puts together."""
+    q, k, v, dy = (torch.randn(2, 4, 2, 8).to(BF16).mT for _ in range(4))  # (B, H, T, 2)
+    assert q.stride(-1) != 1
+    some = [each.requires_grad_() for each in (q, k, v)]
+    y = causal_attention(q, k, v, None)
+    wanted = exact(*(each.contiguous() for each in some))
+    assert torch.equal(y, wanted)
+    found = torch.autograd.grad(y, some, dy)
+    for error in errors(found, torch.autograd.grad(wanted, some, dy)):
+        assert error < 0.02
+
+
 def test_a_first_token_alone_has_no_gradient_but_its_value() -> None:
     q, k, v, dy = drawn(1, 2, 2, 1, BF16)
     dq, dk, dv = torch.autograd.grad(causal_attention(q, k, v, 0.3), (q, k, v), dy)

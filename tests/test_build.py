@@ -1,12 +1,15 @@
 """What --dry-run finds out without writing: what the run would be refused for, and in its words."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from gpt.build import dry_run
-from gpt.config import Config
+from gpt.config import Config, LogConfig
 from gpt.errors import UserError
+from gpt.metrics import read_metrics
+from gpt.trackers import check_installed
 from gpt.train import train
 from tests.conftest import ConfigMaker
 
@@ -33,9 +36,30 @@ def test_a_small_text_is_read_and_nothing_is_left(make_config: ConfigMaker, tmp_
 
 
 def test_a_prompt_that_the_tokenizer_lacks_is_no_late_failure(make_config: ConfigMaker):
-    line = both(make_config(tokenizer__kind="chars"), "'\\n'")  # the default; the text is one line
+    line = both(make_config(tokenizer__kind="chars", eval__sample_prompt="Q"), "'Q'")
     assert line.startswith("eval.sample_prompt: not among")
-    train(make_config(tokenizer__kind="chars", eval__sample_prompt="", train__max_steps="4"))
+
+
+def test_where_the_text_has_no_new_line_samples_begin_as_a_document(make_config: ConfigMaker):
+    config = make_config(tokenizer__kind="chars", train__max_steps="4")
+    train(config)
+    records = read_metrics(Path(config.run.dir, config.run.name))
+    assert [each["prompt"] for each in records if each.get("event") == "sample"] == [""]
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed(make_config: ConfigMaker, monkeypatch, tracker: str):
+    monkeypatch.setitem(sys.modules, tracker, None)
+    both(make_config(**{f"log__{tracker}": "true"}), f"the package {tracker} is not installed")
+
+
+def test_a_folder_called_wandb_is_no_package(make_config: ConfigMaker, monkeypatch, tmp_path: Path):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(UserError, match="not installed"):
+        check_installed(LogConfig(wandb=True))
 
 
 @pytest.mark.parametrize(

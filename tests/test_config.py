@@ -393,6 +393,40 @@ def test_mistakes_on_the_command_line_say_so(tmp_path):
     assert "did you mean optimizer.lr?" in lines[0] + lines[1] + lines[2] + lines[3]
 
 
+@pytest.mark.parametrize("path", ["notes #2.txt", "a: b.txt", "2024", "!imp.txt", "&amp", "[a"])
+def test_a_source_is_taken_as_typed(path, tmp_path):
+    assert load_config(None, [("data.source", path)]).data.source == path
+
+
+def test_a_list_of_sources_is_typed_in_brackets():
+    assert load_config(None, [("data.source", "[a.txt, 'b c.txt']")]).data.source == [
+        "a.txt",
+        "b c.txt",
+    ]
+
+
+def test_a_preset_that_is_typed_wins_over_the_file(tmp_path):
+    """A run's config.yaml spells out every key."""
+    spelled = dump_config(load_config(None, [("model.n_layer", "3"), ("model.dropout", "0.2")]))
+    preset = ("model.preset", "gpt2-124m")
+    config = load(tmp_path, spelled, preset, ("model.n_head", "6"))
+    named = {"n_head": 6, "preset": "gpt2-124m", "dropout": 0.2}
+    assert config.model == load(tmp_path, "", preset).model.model_copy(update=named)
+    assert load(tmp_path, spelled, ("model.preset", "null")).model.n_layer == 3
+
+
+def test_a_key_that_is_a_number_is_named(tmp_path):
+    (line,) = mistakes(tmp_path, "1: 2")
+    assert line.startswith("run.yaml:1: 1: no such key")
+
+
+def test_the_users_folder_is_spelled_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load(tmp_path, "run: {dir: ~/runs}\ndata: {dir: ~/data}")
+    assert (config.run.dir, config.data.dir) == (f"{tmp_path}/runs", f"{tmp_path}/data")
+    assert load(tmp_path, "run: {dir: ~nobody-at-all/runs}").run.dir == "~nobody-at-all/runs"
+
+
 def test_split_overrides():
     rest, overrides = split_overrides(
         [

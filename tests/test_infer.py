@@ -95,7 +95,7 @@ def test_json_has_one_object_a_sample(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_several_rows_are_kept_apart(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("prompts.txt").write_bytes(b"one\r\nand two\n")
+    Path("prompts.txt").write_bytes(b"\xef\xbb\xbfone\r\nand two\n")  # Windows' editors begin so
     options = ["--samples", "2", "--seed", "5", "--max-tokens", "4"]
     assert main(["--prompts", "prompts.txt", *options]) == 0
     sampling = Sampling(seed=5, max_tokens=4)
@@ -220,6 +220,7 @@ def test_ctrl_c_outside_of_the_interactive_mode_ends(
         (["--repetition-penalty", "-2"], "repetition-penalty -2"),
         (["--samples", "0"], "samples 0"),
         (["--stop", ""], "stop ''"),
+        (["--stop", "---"], "one that begins with - is written --stop=VALUE"),
         (["--run", "absent"], "absent"),
         (["--run", "empty"], "empty"),
         (["--checkpoint", "empty"], "empty"),

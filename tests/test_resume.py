@@ -161,6 +161,32 @@ def test_stop_during_evaluation_repeats_that_evaluation(
     assert final_state(whole, 12) == final_state(parts, 12)
 
 
+def test_stop_while_a_sample_is_drawn_repeats_that_evaluation(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long sample takes longer than a process is given to end."""
+    changes = {"eval__sample_tokens": "30"}
+    whole = make_config(run__name="whole", **changes)
+    parts = make_config(run__name="parts", **changes)
+    train(whole)
+    generate, drawn = gpt.train.generate, []
+
+    def generate_and_signal(*arguments):  # type: ignore[no-untyped-def]
+        for piece in generate(*arguments):
+            drawn.append(piece)
+            if len(drawn) == 5:
+                signal.raise_signal(signal.SIGTERM)
+            yield piece
+
+    monkeypatch.setattr(gpt.train, "generate", generate_and_signal)
+    with pytest.raises(Stopped):
+        train(parts)
+    assert len(drawn) == 5
+    train(parts)
+    assert logged(whole) == logged(parts)
+    assert final_state(whole, 12) == final_state(parts, 12)
+
+
 def test_stop_during_the_last_evaluation_is_made_up_for_once(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

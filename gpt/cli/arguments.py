@@ -4,6 +4,7 @@ Imports neither the config classes nor what they are made with: `--help` is ther
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
+        if found := re.fullmatch(r"argument ([^:]*): expected one argument", message):
+            option = next(name for name in found[1].split("/") if name.startswith("--"))
+            message = f"{option} needs a value; one that begins with - is written {option}=VALUE"
         raise UserError(f"{message}; see {self.prog} --help")
 
 

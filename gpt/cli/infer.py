@@ -104,7 +104,7 @@ def _decode(data: bytes, source: str) -> str:
     if len(data) > MAX_PROMPT_BYTES:
         limit = MAX_PROMPT_BYTES // 2**20
         raise UserError(f"{source}: more than {limit} MiB; give at most that")
-    return data.decode("utf-8", "replace")
+    return data.decode("utf-8-sig", "replace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,7 +166,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--top-p",
         type=float,
         metavar="P",
-        help="only the fewest tokens with this much probability, 0 to 1 (default: no limit)",
+        help="only the fewest tokens with this much probability, above 0 to 1 (default: no limit)",
     )
     add(
         "--min-p",
