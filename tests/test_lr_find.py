@@ -1,29 +1,36 @@
 """The finder on real tiny models: what it finds, what it leaves alone, what it says."""
 
+import errno
 import itertools
 import json
 import math
+import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+import gpt.lr.find
+import gpt.lr.find_plot
 from gpt.build import build_training
 from gpt.checkpoint import Training
+from gpt.config import Config
 from gpt.configfile import dump_config, load_config
 from gpt.data import Batches, TokenData, open_data
 from gpt.device import rng_state
 from gpt.errors import UserError
 from gpt.lr.budget import Budget, parse_budget
-from gpt.lr.find import Found, find
+from gpt.lr.find import Found, RampRun, find
 from gpt.lr.find_plot import plot_found
-from gpt.lr.trial import LOST_NATS, Laboratory, starting_weights
+from gpt.lr.trial import LOST_NATS, Laboratory, Trial, starting_weights
 from gpt.metrics import read_metrics
 from gpt.rundir import run_path
 from gpt.step import train_step
 from gpt.train import train
 from tests.conftest import ConfigMaker
-from tests.test_contract import command
+from tests.test_contract import Ended, command
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +95,87 @@ def test_too_small_a_budget_is_no_answer_and_says_what_it_takes(make_config: Con
     assert found.steps == 0
     assert "10 steps are too few" in found.reason
     assert found.lines()[0].endswith("no answer")
-    needed = int(found.reason.split(" % of")[0].split()[-1])
-    again = find(config, open_data(config, progress=False), budget_steps=needed)
-    assert again.steps > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__max_steps": "100", "train__batch_size": "1"},
+        {"train__max_steps": "100"},
+        {"train__max_steps": "7"},
+        {"train__max_steps": "6000", "train__batch_size": "1", "eval__max_tokens": "1000"},
+    ],
+)
+def test_the_budget_that_is_named_is_the_least_that_works(
+    changes: dict[str, str], make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole steps, and as the percentage that a user would type."""
+    config = make_config(**changes)
+    data = open_data(config, progress=False)
+    monkeypatch.setattr(Laboratory, "ramp", begun)
+    reason = find(config, data, budget_steps=10).reason
+    named = re.search(r"the least is (\d+); give --budget (\d+%)", reason)
+    assert named, reason
+    assert find(config, data, budget_steps=int(named[1]) - 1).reason == reason.replace(
+        "10 steps", f"{int(named[1]) - 1} steps"
+    )
+    typed = parse_budget(named[2]).steps(config, data)
+    for budget in (int(named[1]), int(named[1]) + 0.7, typed):
+        with pytest.raises(BegunError):
+            find(config, data, budget_steps=budget)
+
+
+class BegunError(Exception):
+    """A search goes to work."""
+
+
+def begun(*arguments: object, **more: object) -> None:
+    raise BegunError
+
+
+def test_a_run_of_three_steps_cannot_be_searched(make_config: ConfigMaker) -> None:
+    config = make_config(train__max_steps="3")
+    found = find(config, open_data(config, progress=False), budget_steps=10_000)
+    assert found.reason == "a run of 3 steps is too short to search; train for 4 or more"
+    assert found.steps == 0
+
+
+def test_a_ramp_that_costs_more_than_planned_is_no_answer(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with fp16, whose steps count where they are skipped."""
+    ramp = Laboratory.ramp
+
+    def dear(self: Laboratory, low: float, high: float, steps: int, seed: int) -> object:
+        self._spend(32)
+        return ramp(self, low, high, steps, seed)
+
+    monkeypatch.setattr(Laboratory, "ramp", dear)
+    config = make_config(train__max_steps="100")
+    found = find(config, open_data(config, progress=False), budget_steps=50)
+    assert found.lr is None
+    assert "the ramp took 44 steps" in found.reason
+    assert "the 6 that are left are too few" in found.reason
+    assert "give a larger --budget" in found.reason
+
+
+@pytest.mark.parametrize("spends", [True, False])
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_a_best_rate_outside_of_what_was_tried_is_told_by_its_side(
+    side: str, spends: bool, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slope(self: Laboratory, lr: float, steps: int, seed: int) -> Trial:
+        self._spend(100 if spends else 0)
+        return Trial(lr, seed, (40.0,), 20 + (1 if side == "below" else -1) * math.log2(lr))
+
+    monkeypatch.setattr(Laboratory, "run", slope)
+    config = make_config(train__max_steps="100")
+    found = find(config, open_data(config, progress=False), budget_steps=60)
+    assert found.lr is None
+    tried = {trial.lr for trial in found.rounds[-1][1]}
+    end = min(tried) if side == "below" else max(tried)
+    assert f"{end:.2e}; the best rate lies {side} it" in found.reason
+    assert ("give a larger --budget" in found.reason) == spends
 
 
 def test_text_that_teaches_nothing_is_no_answer(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -103,7 +188,7 @@ def test_text_that_teaches_nothing_is_no_answer(make_config: ConfigMaker, tmp_pa
     found = find(config, open_data(config, progress=False), budget_steps=100)
     assert found.lr is None
     assert any(
-        words in found.reason for words in ("did not fall", "lies beyond", "no rate brought")
+        words in found.reason for words in ("did not fall", "best rate lies", "no rate brought")
     )
 
 
@@ -250,6 +335,7 @@ def test_the_picture_shows_what_was_seen(found: Found, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.png"
     plot_found(Found(reason="too short", total_steps=10), "tiny", nothing)
     assert 5_000 < nothing.stat().st_size < png.stat().st_size
+    plot_found(Found(ramps=[RampRun(1, [1e-3, 1e-2], [5.0, 5.0])], total_steps=10), "level", png)
 
 
 def test_the_command(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -276,6 +362,7 @@ def test_no_answer_is_a_plain_end(make_config: ConfigMaker, tmp_path: Path) -> N
     ended = command("gpt-lr", "find", "--config", str(file), "--apply", str(tmp_path / "x.yaml"))
     assert ended.returncode == 0
     assert "no answer" in ended.stdout
+    assert "not applied: no answer" in ended.stderr.splitlines()
     assert not (tmp_path / "x.yaml").exists()
     answer = json.loads((tmp_path / "runs" / "tiny-lr-find" / "lr_find.json").read_text())
     assert answer["lr"] is None
@@ -286,21 +373,149 @@ def test_no_answer_is_a_plain_end(make_config: ConfigMaker, tmp_path: Path) -> N
     ("options", "words"),
     [
         (["--budget", "soon"], "--budget: 'soon'"),
-        (["--out", "{file}"], "is a file"),
+        (["--out", "{file}"], "cannot be made a folder: File exists"),
+        (["--out", "{file}/sub"], "cannot be made a folder: Not a directory"),
+        (["--out", "{folder}/dangling"], "cannot be made a folder: File exists"),
+        (["--out", f"{{folder}}/new/{'x' * 300}"], "cannot be made a folder: File name too long"),
+        (["--run.dir", "{file}"], "cannot be made a folder: Not a directory"),
+        (["--apply", "{folder}/dangling"], "is there already"),
+        (["--apply", "{file}/x.yaml"], "does not exist; make it first"),
+        (["--apply", "{folder}/" + "x" * 300], "may have 200 bytes at most"),
+        (["--apply", f"{{folder}}/{'x' * 300}/x.yaml"], "File name too long"),
         (["--apply", "{file}"], "is there already"),
         (["--optimizer.lr", "zero"], "optimizer.lr"),
     ],
 )
-def test_mistakes_end_with_a_line(
-    options: list[str], words: str, make_config: ConfigMaker, tmp_path: Path
+def test_mistakes_end_with_a_line_and_leave_nothing(
+    options: list[str],
+    words: str,
+    make_config: ConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(dump_config(make_config()), encoding="utf-8")
-    options = [option.replace("{file}", str(file)) for option in options]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(gpt.lr.find, "find", begun)
+    options = [o.replace("{file}", str(file)).replace("{folder}", str(tmp_path)) for o in options]
     ended = command("gpt-lr", "find", "--config", str(file), *options)
     assert ended.returncode == 2
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--out", "--apply"])
+def test_a_folder_that_takes_nothing_is_found_before_the_search(
+    option: str, make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, locked = tmp_path / "tiny.yaml", tmp_path / "locked"
+    file.write_text(dump_config(make_config()), encoding="utf-8")
+    locked.mkdir()
+    monkeypatch.setattr(gpt.lr.find, "find", begun)
+    access = os.access  # the tests' own user may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    wish = locked if option == "--out" else locked / "x.yaml"
+    ended = command("gpt-lr", "find", "--config", str(file), option, str(wish))
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: {option}: {locked} cannot be written")
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Searches end at once with 0.02; the configs that were searched."""
+    searched = []
+
+    def at_once(config: Config, *arguments: object, **more: object) -> Found:
+        searched.append(config)
+        return Found(lr=0.02, interval=(0.01, 0.04), reason="so it is", total_steps=12)
+
+    monkeypatch.setattr(gpt.lr.find, "find", at_once)
+    return searched
+
+
+def suggested(ended: Ended) -> list[str]:
+    """The command that is suggested, as words."""
+    assert ended.returncode == 0, ended.stderr
+    return shlex.split(ended.stderr.splitlines()[-1].removeprefix("train "))
+
+
+def test_what_is_suggested_runs_where_the_run_is_there_already(
+    answered: list[Config], make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    config = make_config()
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    find_it = ("gpt-lr", "find", "--config", str(file), "--run.seed", "3")
+    assert "--run.name" not in suggested(command(*find_it))
+    for name, free in (("tiny", "tiny-found"), ("tiny-found", "tiny-found-2")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(dump_config(config))
+        words = suggested(command(*find_it))
+        assert words[-2:] == ["--run.name", free]
+        begins = command(*words, "--dry-run")
+        assert begins.returncode == 0, begins.stderr
+        applied = tmp_path / f"{free}.yaml"
+        words = suggested(command(*find_it, "--apply", str(applied)))
+        assert words == ["gpt-train", "--config", str(applied)]
+        assert load_config(applied).run.name == free
+        begins = command(*words, "--dry-run")
+        assert begins.returncode == 0, begins.stderr
+    assert [path.name for path in (tmp_path / "runs").glob("*-lr-find")] == ["tiny-lr-find"]
+
+
+def test_a_long_name_is_cut_where_a_character_ends(
+    answered: list[Config], make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    config = make_config(run__name="x" + "é" * 99)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    (tmp_path / "runs" / config.run.name).mkdir(parents=True)
+    (tmp_path / "runs" / config.run.name / "config.yaml").write_text(dump_config(config))
+    words = suggested(command("gpt-lr", "find", "--config", str(file)))
+    assert words[-1] == "x" + "é" * 96 + "-found"
+    assert command(*words, "--dry-run").returncode == 0
+
+
+def test_a_rewarmed_runs_config_is_searched_as_a_new_run(
+    answered: list[Config], make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(make_config(schedule__restart_step="9")), encoding="utf-8")
+    find_it = ("gpt-lr", "find", "--config", str(file))
+    ended = command(*find_it)
+    assert "note     schedule.restart_step 9 is left out" in ended.stderr
+    assert answered[0].schedule.restart_step is None
+    words = suggested(ended)
+    assert words[-2:] == ["--schedule.restart_step", "null"]
+    assert command(*words, "--dry-run").returncode == 0
+    command(*find_it, "--apply")
+    applied = tmp_path / "tiny-found.yaml"
+    assert load_config(applied).schedule.restart_step is None
+    assert "# schedule.restart_step 9 is left out" in applied.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_answer_that_cannot_be_written_is_printed(
+    options: tuple[str, ...],
+    make_config: ConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gpt.lr.find_plot, "plot_found", full)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(make_config()), encoding="utf-8")
+    ended = command("gpt-lr", "find", "--config", str(file), *options)
+    assert ended.returncode == 2
+    assert "No space left on device; name another folder" in ended.stderr
+    assert ("0.02" if options else "lr       0.02\n") in ended.stdout
 
 
 def test_an_interrupted_search_leaves_nothing(

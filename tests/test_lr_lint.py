@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt.build import expected_vocab_size
-from gpt.config import Config
+from gpt.config import Config, contradictions
 from gpt.configfile import load_config
 from gpt.lr.findings import Facts, Finding
 from gpt.lr.lint import lint, unchecked
@@ -86,6 +86,10 @@ MISTAKES = {
     ),
     "warmup to the end": ("peak_not_reached", {"schedule__warmup_steps": "2000"}),
     "warmup past the end": ("peak_not_reached", {"schedule__warmup_steps": "4000"}),
+    "a fraction to the end": (
+        "peak_not_reached",
+        {"schedule__warmup_steps": None, "schedule__warmup_fraction": "1"},
+    ),
     "wsd to the end": (
         "peak_not_reached",
         {"schedule__name": "inverse_sqrt", "schedule__warmup_steps": "2000"},
@@ -223,7 +227,7 @@ def test_messages_name_value_and_remedy():
     (batch,) = findings(optimizer__lr_batch_size="512")
     assert "512" in batch.message
     assert (
-        "--optimizer.lr 0.00025 --optimizer.lr_batch_size 32" in batch.remedy
+        "--optimizer.lr 2.5e-04 --optimizer.lr_batch_size 32" in batch.remedy
     )  # 1e-3 x sqrt(1/16)
     sgd = {"optimizer__name": "sgd", "optimizer__lr": "1", "optimizer__weight_decay": "0"}
     (batch,) = findings(optimizer__lr_batch_size="64", **sgd)
@@ -243,9 +247,87 @@ def test_a_remedy_mends_its_finding(case):
     options = re.findall(r'--([\w.]+) ("[^"]+"|[^\s,]+)', first)
     assert options, found.remedy
     mended = {key.replace(".", "__"): value.strip('"') for key, value in options}
-    if "schedule__warmup_steps" in mended and changes.get("schedule__warmup_fraction"):
-        mended["schedule__warmup_fraction"] = None  # type: ignore[assignment]
     assert expected not in ids(enough, **(changes | mended))
+
+
+@pytest.mark.parametrize(
+    ("length", "longer"),
+    [
+        ({}, "--train.max_steps 4000"),
+        ({"max_steps": None, "max_tokens": str(2000 * 8192)}, "--train.max_tokens 32768000"),
+        ({"max_steps": None, "max_epochs": "0.8192"}, "--train.max_epochs 1.64"),
+        ({"max_tokens": str(10**9), "max_epochs": "9"}, "--train.max_steps 4000"),
+        ({"max_tokens": str(2000 * 8192)}, None),
+    ],
+)
+def test_a_longer_run_is_named_by_the_limit_that_ends_it(
+    length: dict[str, str | None], longer: str | None
+) -> None:
+    limits = {f"train__{key}": value for key, value in length.items()}
+    warmup = {"schedule__warmup_steps": "200"}
+    (found,) = findings(**warmup, **limits)
+    _, _, offered = found.remedy.partition(", or a longer run: ")
+    assert offered == (longer or "")
+    if longer is not None:
+        key, value = longer.removeprefix("--train.").split()
+        assert ids(**warmup, **(limits | {f"train__{key}": value})) == []
+
+
+def test_no_longer_run_is_offered_where_it_changes_nothing():
+    fraction = {"schedule__warmup_steps": None, "schedule__warmup_fraction": "0.3"}
+    (found,) = findings(**fraction)
+    assert found.remedy == "--schedule.warmup_fraction 0.02"
+    config = config_with(schedule__warmup_steps="200", train__max_epochs="50")
+    unread = Facts(1_300_000)
+    (found,) = lint(config, Plan.from_config(config, 2000), unread)
+    assert found.remedy == "--schedule.warmup_steps 50", "epochs of a text not read yet"
+
+
+FLOORS = {
+    "lr_for_other_optimizer": {"optimizer__lr": "1", "schedule__min_lr": "0.1"},
+    "lr_far_from_size": {"optimizer__lr": "0.1", "schedule__min_lr": "0.01"},
+    "lr_for_other_batch": {"optimizer__lr_batch_size": "512", "schedule__min_lr": "5e-4"},
+}
+
+
+@pytest.mark.parametrize("expected", FLOORS)
+def test_a_remedy_for_the_rate_takes_the_floor_along(expected):
+    """It is refused where the floor stays above it."""
+    given = FLOORS[expected]
+    found = next(one for one in findings(**given) if one.id == expected)
+    first = found.remedy.partition(", or ")[0]
+    mended = {
+        key.replace(".", "__"): value for key, value in re.findall(r"--([\w.]+) (\S+)", first)
+    }
+    config = config_with(**(given | mended))
+    assert not list(contradictions(config))
+    before = config_with(**given)
+    ratio = before.min_lr / before.optimizer.lr
+    assert config.min_lr / config.optimizer.lr == pytest.approx(ratio, rel=5e-3)
+    assert ids(**(given | mended)) == []
+
+
+def test_a_published_rates_remedy_takes_the_floor_along():
+    gpt2 = {"model__preset": "gpt2-124m", "optimizer__lr": "6e-4", "schedule__min_lr": "3e-4"}
+    (found,) = findings(facts(parameters=124_000_000, train_tokens=10**9, documents=10**5), **gpt2)
+    assert found.id == "lr_for_other_batch"
+    assert found.remedy.startswith("--optimizer.lr 1.5e-04 --schedule.min_lr 7.5e-05, or ")
+
+
+def test_a_remedy_for_muon_means_the_rate_that_is_wrong():
+    """A rate of its own beside a wrong one is right as it is, and judged by itself."""
+    own = {"optimizer__name": "muon", "optimizer__adamw_lr": "3e-3"}
+    (found,) = findings(**own, optimizer__lr="3e-4")
+    assert found.id == "lr_for_other_optimizer"
+    assert "adamw_lr" not in found.remedy
+    (found,) = findings(**(own | {"optimizer__adamw_lr": "0.5"}), optimizer__lr="1e-2")
+    assert found.remedy.startswith("--optimizer.adamw_lr ")
+    assert "--optimizer.lr " not in found.remedy
+    both = own | {"optimizer__lr": "1e-2", "optimizer__lr_batch_size": "128"}
+    (found,) = findings(**both)
+    assert found.remedy == (
+        "--optimizer.lr 5.0e-03 --optimizer.adamw_lr 1.5e-03 --optimizer.lr_batch_size 32"
+    )
 
 
 def test_a_published_rate_at_another_batch():
@@ -254,7 +336,7 @@ def test_a_published_rate_at_another_batch():
     (found,) = findings(facts_124m, **gpt2)
     assert found.id == "lr_for_other_batch"
     assert "1/15 of" in found.message
-    assert "0.00015" in found.remedy
+    assert "--optimizer.lr 1.5e-04, or " in found.remedy
     assert ids(facts_124m, **gpt2, train__batch_size="480") == []
     assert ids(facts_124m, **gpt2, train__batch_size="128") == []  # within a factor of four
     assert ids(facts_124m, **(gpt2 | {"optimizer__lr": "3e-4"})) == []  # a rate of one's own
@@ -272,7 +354,10 @@ def test_epochs():
     (found,) = findings(text_for(40))
     assert found.id == "many_epochs"
     assert found.message.startswith("40.0 epochs")
+    assert "--model.dropout 0.2" in found.remedy
     assert ids(text_for(40), model__dropout="0.2") == []
+    (found,) = findings(text_for(200))
+    assert found.remedy == "more text, --train.max_epochs 4", "dropout would not be enough"
     assert ids(text_for(200), model__dropout="0.2") == ["many_epochs"]
     # Text that is read many times bears stronger decay.
     assert ids(text_for(10), optimizer__weight_decay="1") == []

@@ -23,6 +23,7 @@ from gpt.metrics import read_metrics
 from gpt.model import GPT, count_parameters, flops_per_token, parameter_inventory
 from gpt.plan import Plan
 from gpt.ratepolicy import with_keys
+from gpt.room import Room
 from gpt.train import train
 from tests.conftest import ConfigMaker
 from tests.test_contract import Ended, command
@@ -208,6 +209,14 @@ def test_the_plot_fits_and_is_readable(make_config):
             assert any("0.01┤" in line or "0.01+" in line for line in drawing)
 
 
+def test_a_run_whose_rate_is_always_0_is_drawn(plan_command, capfd):
+    options = ("--schedule.name", "hf_cosine", "--schedule.warmup_steps", "1")
+    ended = plan_command(*options, "--train.max_steps", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert "0.01┤" in ended.stdout
+    assert "plotext" not in ended.stdout + ended.stderr + "".join(capfd.readouterr())
+
+
 def test_a_plain_terminal_gets_plain_characters(make_config, monkeypatch):
     class Plain:
         encoding = "ascii"
@@ -323,6 +332,41 @@ def test_a_device_that_is_not_here(plan_command):
     plan = json.loads(ended.stdout)
     assert "cuda:7" in plan["open"][-1]
     assert "dtype_unsupported" in plan["unchecked"]
+
+
+def test_a_step_that_does_not_fit_is_not_a_device_that_is_not_here(plan_command, monkeypatch):
+    options = ("--train.device", "cpu", "--train.compile", "off", "--train.dtype", "auto")
+    free = plan_command(*options).stdout
+    monkeypatch.setattr("gpt.fits.room", lambda device: Room(1e5))
+    shown = plan_command(*options).stdout
+    assert "not in this machine" not in shown
+    assert "\ndevice   cpu\n" in shown
+    for line in free.splitlines():
+        if line.startswith(("dtype ", "compile ", "memory ")):
+            assert line in shown.splitlines()
+    (line,) = [line for line in shown.splitlines() if line.startswith("refused ")]
+    assert line.startswith("refused  gpt-train would not begin here: model.")
+    assert "of memory, and 0 MB are free on cpu" in line
+    plan = json.loads(plan_command("--json", *options).stdout)
+    assert plan["warnings"] == [line]
+    assert "dtype_unsupported" not in plan["unchecked"]
+
+
+def test_what_speaks_against_the_machine_is_shown(plan_command, make_config, monkeypatch):
+    need = make_plan(make_config()).memory.total
+    monkeypatch.setattr("gpt.fits.room", lambda device: Room(1.2 * need))
+    shown = plan_command("--train.device", "cpu", "--train.compile", "off").stdout
+    assert "\nwarning: a step needs about " in shown
+    assert "\ndevice   cpu, " in shown
+    assert "refused " not in shown
+
+
+def test_a_compiler_that_is_missing_is_not_a_device_that_is_not_here(plan_command, monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler")
+    shown = plan_command("--train.device", "cpu", "--train.compile", "on").stdout
+    assert "\nrefused  gpt-train would not begin here: train.compile: on asked for" in shown
+    assert "\ndevice   cpu\n" in shown
+    assert "\ncompile " not in shown
 
 
 def test_measured_time_is_of_real_steps(make_config, monkeypatch):

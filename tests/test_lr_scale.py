@@ -115,6 +115,43 @@ def test_limits_in_tokens_and_epochs_stay(make_config: ConfigMaker) -> None:
     assert scaled.config.schedule.warmup_steps == 50
 
 
+@pytest.mark.parametrize(
+    ("length", "schedule", "batch", "lengths"),
+    [
+        ({"max_steps": "10"}, {"warmup_steps": "3", "decay_steps": "7"}, 12, (2, 3)),
+        ({"max_tokens": "960"}, {"warmup_steps": "3", "decay_steps": "7"}, 12, (2, 3)),
+        ({"max_steps": "10"}, {"warmup_steps": "3", "decay_fraction": "0.7"}, 12, (1, 4)),
+        ({"max_steps": "10"}, {"warmup_fraction": "0.3", "decay_steps": "7"}, 12, (2, 3)),
+        ({"max_steps": "10"}, {"warmup_steps": "9", "decay_steps": "1"}, 60, (0, 1)),
+        ({"max_steps": "10"}, {"warmup_steps": "2", "decay_steps": "6"}, 12, (1, 3)),
+    ],
+)
+def test_a_warmup_and_a_tail_that_were_both_rounded_up_fit(
+    length: dict[str, str],
+    schedule: dict[str, str],
+    batch: int,
+    lengths: tuple[int, int],
+    make_config: ConfigMaker,
+) -> None:
+    limits = {"train__max_steps": "null"} | {f"train__{key}": v for key, v in length.items()}
+    given = {f"schedule__{key}": value for key, value in schedule.items()}
+    config = make_config(schedule__name="wsd", **limits, **given)
+    after = scale(config, batch=batch).config
+    total = after.total_steps(0)
+    assert (after.warmup_steps(total), after.decay_steps(total)) == lengths
+    assert sum(lengths) <= total
+
+
+def test_a_rewarmed_run_is_scaled_as_a_new_one(make_config: ConfigMaker) -> None:
+    config = make_config(schedule__restart_step="9")
+    for sizes in ({"batch": 12}, {"width": 32}):
+        scaled = scale(config, **sizes)
+        assert scaled.config.schedule.restart_step is None
+        assert values(scaled)["schedule.restart_step"] is None
+        assert any("began anew at step 9" in note for note in scaled.notes)
+    assert scale(config, batch=12).config.train.max_steps == 6
+
+
 def test_length(make_config: ConfigMaker) -> None:
     config = make_config(train__max_steps="1000", schedule__warmup_steps="100")
     scaled = scale(config, tokens=96_000 * 10)
@@ -241,6 +278,14 @@ def test_apply_to_a_named_file_and_overrides(tiny: Path) -> None:
     assert (after.model.n_embd, after.model.mup_base_width, after.optimizer.lr) == (64, 16, 0.005)
 
 
+def test_the_scaled_runs_name_is_no_longer_than_names_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(tiny_config(tmp_path, run__name="x" + "é" * 99)), encoding="utf-8")
+    shown = command("gpt-lr", "scale", "--config", str(path), "--batch", "24", "--apply")
+    assert shown.returncode == 0, shown.stderr
+    assert load_config(tmp_path / "tiny-scaled.yaml").run.name == "x" + "é" * 96 + "-scaled"
+
+
 def test_the_arithmetic_is_printed_with_its_source(tiny: Path) -> None:
     shown = command("gpt-lr", "scale", "--config", str(tiny), "--batch", "24").stdout
     for text in ("0.01 x √4 = 0.02", "2205.10287", "2507.07101", "2405.13698", "12 x 6 / 24 = 3"):
@@ -265,6 +310,8 @@ def test_the_arithmetic_is_printed_with_its_source(tiny: Path) -> None:
         ("--width", "17"),
         ("--rule", "cubic", "--batch", "8"),
         ("--batch", "8", "--apply", "no/such/folder/x.yaml"),
+        ("--batch", "8", "--apply", "x" * 300),
+        ("--batch", "8", "--apply", f"{'x' * 300}/x.yaml"),
     ],
 )
 def test_bad_options(options: tuple[str, ...], tiny: Path) -> None:

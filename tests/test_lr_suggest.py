@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_the_command_ends_with_the_spread(make_config: ConfigMaker, tmp_path: Pa
     last = shown.stdout.split("\n\n")[-1].replace("\n", " ")
     assert last.startswith("spread: ")
     assert "extrapolated (" in last
-    assert f"gpt-lr find --config {path}" in last
+    assert f"measure  gpt-lr find --config {path}" in last
     answer = command("gpt-lr", "suggest", "--config", str(path), "--json")
     found = json.loads(answer.stdout)
     assert len(found["estimates"]) == 8
@@ -150,6 +151,15 @@ def test_the_command_ends_with_the_spread(make_config: ConfigMaker, tmp_path: Pa
         assert set(estimate) >= {"source", "formula", "range", "lr", "extrapolated"}
         assert f"{estimate['lr']:.1e}" in shown.stdout
     assert found["spread"][0] < found["spread"][1]
+
+
+def test_the_command_that_measures_can_be_typed(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "my own" / f"{'long-' * 20}tiny.yaml"
+    path.parent.mkdir()
+    path.write_text(dump_config(make_config()), encoding="utf-8")
+    options = ("--config", str(path), "--optimizer.betas", "[0.9, 0.99]")
+    shown = command("gpt-lr", "suggest", *options).stdout.splitlines()[-1]
+    assert shlex.split(shown) == ["measure", "gpt-lr", "find", *options]
 
 
 def test_a_config_that_is_not_there() -> None:

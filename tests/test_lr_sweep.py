@@ -332,11 +332,16 @@ WRONG = {
     "no seeds": (("--seeds", "0"), "--seeds 0"),
     "seeds in words": (("--seeds", "two"), "--seeds two"),
     "many": (("--seeds", "201"), "1,005 full runs, at most 1,000"),
+    "far too many": (("--seeds", "2000000000000"), "full runs, at most 1,000"),
     "last seed": (("--run.seed", str(2**63 - 1), "--seeds", "2"), "leaves no room"),
     "auto beyond": (("--optimizer.lr", "200"), "optimizer.lr would be 2000"),
     "missing config": (("--config", "nowhere.yaml"), "nowhere.yaml does not exist"),
     "out is a file": (("--out", "words.txt"), "words.txt is a file"),
     "out is a folder": (("--out", "."), "is not a sweep"),
+    "out in a file": (("--out", "words.txt/sub"), "words.txt/sub cannot be written"),
+    "run.dir is a file": (("--run.dir", "words.txt"), "words.txt/tiny-sweep cannot be written"),
+    "out leads nowhere": (("--out", "dangling"), "dangling cannot be written"),
+    "long name": (("--out", "x" * 300), "File name too long"),
 }
 
 
@@ -345,6 +350,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     case: str, make_config: ConfigMaker, tmp_path: Path
 ) -> None:
     file = write_config(make_config(**FAST), tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
     arguments, named = WRONG[case]
     wrong = command("gpt-lr", "sweep", "--config", str(file), *arguments, cwd=tmp_path)
@@ -353,6 +359,20 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert line.startswith("error: ")
     assert named in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_a_line(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """Only making it shows that: until then there is nothing whose limits could be asked."""
+    file = write_config(make_config(**FAST), tmp_path)
+    wrong = sweep(file, "--out", str(tmp_path / "new" / ("x" * 300)))
+    assert wrong.returncode == 2
+    assert "File name too long" in wrong.stderr.splitlines()[-1]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").symlink_to("elsewhere")
+    wrong = sweep(file, "--out", str(out))
+    assert wrong.returncode == 2
+    assert f"{out / '.lock'} cannot be written" in wrong.stderr.splitlines()[-1]
 
 
 def test_a_damaged_ledger_is_named(make_config: ConfigMaker, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,6 @@ from gpt.errors import UserError, json_line, say
 if TYPE_CHECKING:
     from gpt.config import Config
     from gpt.configfile import Override
-    from gpt.data import TokenData
     from gpt.lr.budget import Budget
     from gpt.lr.find import Found
 
@@ -45,22 +47,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
-    """Searches, writes what was found, and prints it."""
+    """Searches, prints what was found, and writes it."""
     from gpt.configfile import free_copy, load_config
     from gpt.lr.budget import parse_budget
+    from gpt.lr.draft import from_first_step
 
-    config = load_config(arguments.config, overrides)
+    asked = load_config(arguments.config, overrides)
+    config = from_first_step(asked)
     budget = parse_budget(arguments.budget)
     target = None
     if arguments.apply is not None:
         target = free_copy(arguments.apply, arguments.config, "found")
     out = arguments.out or Path(config.run.dir) / f"{config.run.name}-lr-find"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; name a folder")
+    with _made(out):
+        if (restart := asked.schedule.restart_step) is not None:
+            say(f"note     schedule.restart_step {restart} is left out: the rate is a new run's")
+        found = _search(config, budget)
+        answer = found.answer()
+        print(json_line(answer) if arguments.json else "\n".join(found.lines()))
+        _write(found, config.run.name, answer, out)
+    if found.lr is None:
+        if target is not None:
+            say("not applied: no answer")
+        return
+    new = _renamed(config)
+    if target is not None:
+        _apply(asked, new, found, target)
+        words = ["--config", str(target)]
+    else:
+        words = ["--config", str(arguments.config), *_options(asked, new, found.lr, overrides)]
+    say(f"train    {shlex.join(['gpt-train', *words])}")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes the folder before any work, and takes it back if nothing came to lie in it.
+
+    Raises UserError where it cannot be made or written to.
+    """
+    new = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out: {folder} cannot be made a folder: {error.strerror}; name another one"
+            ) from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"--out: {folder} cannot be written to; name another folder")
+        yield
+    finally:
+        for each in new:
+            with suppress(OSError):
+                each.rmdir()
+
+
+def _renamed(config: "Config") -> "Config":
+    """The config under a name that no run there has: with another rate it is another run."""
+    from gpt.lr.draft import other_name
+
+    name, folder = config.run.name, Path(config.run.dir)
+    others = (other_name(name, f"-found{'' if n == 1 else f'-{n}'}") for n in count(1))
+    free = next(
+        each for each in chain([name], others) if not os.path.lexists(folder / each / "config.yaml")
+    )
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": free})})
+
+
+def _options(
+    asked: "Config", new: "Config", lr: float, overrides: Sequence["Override"]
+) -> list[str]:
+    """What makes of the config file the new run at the rate that was found."""
+    from gpt.lr.rates import rate_options
+
+    words = [word for name, value in overrides for word in (f"--{name}", value)]
+    words += rate_options(new, lr)
+    if asked.schedule.restart_step is not None:
+        words += ["--schedule.restart_step", "null"]
+    if new.run.name != asked.run.name:
+        words += ["--run.name", new.run.name]
+    return words
+
+
+def _search(config: "Config", budget: "Budget") -> "Found":
+    """The search, with a bar that fills as the budget is spent."""
+    from tqdm import tqdm
 
     from gpt.data import open_data
     from gpt.device import busy_warning, pick_device, set_threads
-    from gpt.lr.rates import rate_options
+    from gpt.lr.find import find
     from gpt.malloc import keep_freed_memory
 
     pick_device(config.train.device)
@@ -68,30 +143,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     keep_freed_memory(not config.train.activation_checkpointing)
     if budget.seconds is not None and (busy := busy_warning()):
         say(f"warning: {busy}")
-    found = _search(config, open_data(config), budget)
-    answer = found.answer()
-    _write(found, config.run.name, answer, out)
-    if target is not None and found.lr is not None:
-        _apply(config, found, target)
-    if arguments.json:
-        print(json_line(answer))
-    else:
-        print("\n".join(found.lines()))
-    say(f"details  {out / 'lr_find.json'}, {out / 'lr_find.png'}")
-    if found.lr is not None:
-        words = ["gpt-train", "--config", str(target or arguments.config)]
-        if target is None:
-            words += [word for name, value in overrides for word in (f"--{name}", value)]
-            words += rate_options(config, found.lr)
-        say(f"train    {shlex.join(words)}")
-
-
-def _search(config: "Config", data: "TokenData", budget: "Budget") -> "Found":
-    """The search, with a bar that fills as the budget is spent."""
-    from tqdm import tqdm
-
-    from gpt.lr.find import find
-
+    data = open_data(config)
     total = budget.steps(config, data)
     form = "{desc} |{bar:20}| {elapsed}"
     with tqdm(total=total, leave=False, disable=None, bar_format=form) as bar:
@@ -103,22 +155,22 @@ def _search(config: "Config", data: "TokenData", budget: "Budget") -> "Found":
 
 
 def _write(found: "Found", name: str, answer: dict[str, Any], out: Path) -> None:
-    """The numbers and the picture."""
+    """Writes the numbers and the picture, and says where."""
     from gpt.files import write_durably
     from gpt.lr.find_plot import plot_found
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_durably(out / "lr_find.json", json.dumps(answer, indent=1, allow_nan=False) + "\n")
         plot_found(found, name, out / "lr_find.png")
     except OSError as error:
         raise UserError(
             f"--out: {out} cannot be written: {error.strerror}; name another folder"
         ) from None
+    say(f"details  {out / 'lr_find.json'}, {out / 'lr_find.png'}")
 
 
-def _apply(config: "Config", found: "Found", target: Path) -> None:
-    """Writes the config with the rate found, and everything that keeps its ratio to it."""
+def _apply(asked: "Config", new: "Config", found: "Found", target: Path) -> None:
+    """Writes the new run's config with the rate found, and all that keeps its ratio to it."""
     from gpt.configfile import dump_config
     from gpt.files import write_durably
     from gpt.lr.rates import with_lr
@@ -127,11 +179,15 @@ def _apply(config: "Config", found: "Found", target: Path) -> None:
     assert found.interval is not None
     low, high = found.interval
     text = (
-        f"# optimizer.lr {config.optimizer.lr:g} became {found.lr:g} by gpt-lr find, "
+        f"# optimizer.lr {asked.optimizer.lr:g} became {found.lr:g} by gpt-lr find, "
         f"which puts it between {low:g} and {high:g}.\n"
     )
+    if new.run.name != asked.run.name:
+        text += f"# run.name {asked.run.name} became {new.run.name}: there is such a run already.\n"
+    if asked.schedule.restart_step is not None:
+        text += f"# schedule.restart_step {asked.schedule.restart_step} is left out.\n"
     try:
-        write_durably(target, text + dump_config(with_lr(config, found.lr)))
+        write_durably(target, text + dump_config(with_lr(new, found.lr)))
     except OSError as error:
         raise UserError(
             f"--apply: {target} cannot be written: {error.strerror}; name another file"

@@ -150,6 +150,7 @@ def _costs(plan: "RunPlan") -> Iterator[str]:
         f"the whole process holds about {_bytes(memory.process)}"
     )
     yield from plan.choices
+    yield from plan.warnings
     for point in plan.open_points:
         yield f"open     {point}"
 
@@ -181,7 +182,8 @@ def _plot(plan: "RunPlan", width: int) -> list[str]:
     course, name = plan.course, plan.groups[0].name
     steps = list(drawn_steps(course, 4 * width))
     rates = [course.rate(step, name) for step in steps]
-    top, last = max(rates), max(1, course.total_steps - 1)
+    top = max(rates) or plan.groups[0].peak  # hf_cosine's first step is at 0
+    last = max(1, course.total_steps - 1)
     fancy = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")
     plot = TextPlot(width, PLOT_HEIGHT, last, fancy=fancy)
     plot.figure.draw(plot.figure.signal(steps, rates, marker=plot.marker))

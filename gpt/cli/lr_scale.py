@@ -145,5 +145,7 @@ def _write(scaled: "Scaled", target: Path) -> None:
 
 def _renamed(config: "Config") -> "Config":
     """The config under another run name."""
-    run = config.run.model_copy(update={"name": f"{config.run.name[:190]}-scaled"})
+    from gpt.lr.draft import other_name
+
+    run = config.run.model_copy(update={"name": other_name(config.run.name, "-scaled")})
     return config.model_copy(update={"run": run})

@@ -1,6 +1,7 @@
 """The command `gpt-lr suggest`: published estimates of the rate, never one without the others."""
 
 import argparse
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,11 +33,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     if arguments.json:
         print(json_line(suggestions.as_json()))
     else:
-        print("\n".join(page(suggestions, arguments.config)))
+        words = [word for name, value in overrides for word in (f"--{name}", value)]
+        find = shlex.join(["gpt-lr", "find", "--config", str(arguments.config), *words])
+        print("\n".join(page(suggestions, find)))
 
 
-def page(suggestions: "Suggestions", config: Path) -> Iterator[str]:
-    """The estimates as lines, the spread last."""
+def page(suggestions: "Suggestions", find: str) -> Iterator[str]:
+    """The estimates as lines, the spread last, and with it the command that measures instead."""
     size = suggestions.size
     tokens = "open" if size.tokens is None else f"{size.tokens:,}"
     yield (
@@ -51,7 +54,8 @@ def page(suggestions: "Suggestions", config: Path) -> Iterator[str]:
     for note in suggestions.notes:
         yield from _wrapped(f"note: {note}", "      ")
     yield ""
-    yield from _wrapped(_verdict(suggestions, config), "")
+    yield from _wrapped(_verdict(suggestions), "")
+    yield f"measure  {find}"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -71,11 +75,10 @@ def _entry(estimate: "Estimate") -> Iterator[str]:
         yield f"{'':10}its batch for this run: {estimate.batch_tokens:,} tokens a step"
 
 
-def _verdict(suggestions: "Suggestions", config: Path) -> str:
-    """The last words: how far the estimates are apart, and what measures instead."""
-    command = f"gpt-lr find --config {config}"
+def _verdict(suggestions: "Suggestions") -> str:
+    """The last words: how far the estimates are apart."""
     if suggestions.spread is None:
-        return f"spread: none, since no source fits this optimizer; {command} measures"
+        return "spread: none, since no source fits this optimizer"
     low, high = suggestions.spread
     known = [estimate for estimate in suggestions.estimates if estimate.lr is not None]
     outside = [_short(estimate) for estimate in known if estimate.extrapolated]
@@ -85,7 +88,7 @@ def _verdict(suggestions: "Suggestions", config: Path) -> str:
     return (
         f"spread: {low:.1e} to {high:.1e}, a factor of {high / low:.3g}, over {len(known)} "
         f"sources, {named}. They hold for Adam and AdamW with a falling rate, mostly a cosine, at "
-        f"their authors' text, batch and vocabulary; {command} measures on yours"
+        "their authors' text, batch and vocabulary; gpt-lr find measures on yours"
     )
 
 

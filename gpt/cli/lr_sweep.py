@@ -53,20 +53,21 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
 
     from gpt.lr.sweep import Sweep, auto_lrs, report_lines, run_sweep
 
+    lrs = lrs or auto_lrs(config)
+    if len(lrs) * n_seeds > MAX_RUNS:
+        raise UserError(
+            f"--seeds {n_seeds}: {len(lrs)} rates x {n_seeds} seeds are "
+            f"{len(lrs) * n_seeds:,} full runs, at most {MAX_RUNS:,} are done; ask for fewer"
+        )
     sweep = Sweep(
         config=config,
-        lrs=lrs or auto_lrs(config),
+        lrs=lrs,
         seeds=tuple(range(config.run.seed, config.run.seed + n_seeds)),
         out=out,
         command=_command(arguments, overrides),
     )
     if sweep.seeds[-1] >= 2**63:
         raise UserError(f"--seeds {n_seeds}: run.seed {config.run.seed} leaves no room; lower it")
-    if len(sweep.lrs) * n_seeds > MAX_RUNS:
-        raise UserError(
-            f"--seeds {n_seeds}: {len(sweep.lrs)} rates x {n_seeds} seeds are "
-            f"{len(sweep.lrs) * n_seeds:,} full runs, at most {MAX_RUNS:,} are done; ask for fewer"
-        )
     ledger = run_sweep(sweep)
     if arguments.json:
         print(json_line(ledger.answer()))

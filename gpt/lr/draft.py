@@ -5,8 +5,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpt.config import Config, contradictions
+from gpt.config import MOST_NAME_BYTES, Config, contradictions
 from gpt.errors import UserError
+
+
+def from_first_step(config: Config) -> Config:
+    """The config of a new run, whose schedule does not begin anew in its middle."""
+    schedule = config.schedule.model_copy(update={"restart_step": None})
+    return config.model_copy(update={"schedule": schedule})
+
+
+def other_name(name: str, ending: str) -> str:
+    """A run's name with an ending, cut to what a name may have."""
+    kept = name.encode()[: MOST_NAME_BYTES - len(ending.encode())]
+    return kept.decode(errors="ignore") + ending
 
 
 @dataclass(frozen=True)

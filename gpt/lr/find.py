@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from statistics import median_high
 from typing import Any
 
@@ -154,15 +155,10 @@ class _Search:
 
     def run(self) -> None:
         found = self.found
-        ramp_steps = min(
-            max(RAMP_MIN_STEPS, round(RAMP_SHARE * self.budget)),
-            RAMP_MAX_STEPS,
-        )
-        lengths = self.lengths(self.budget - ramp_steps)
-        if not lengths:
-            found.reason = self.too_short(ramp_steps)
+        if not self.is_enough(self.budget):
+            found.reason = self.too_short()
             return
-        bracket = self.ramps(ramp_steps)
+        bracket = self.ramps(_ramp_steps(self.budget))
         if bracket is None:
             found.reason = (
                 "the loss did not fall anywhere on the ramp: check the data, the model's "
@@ -172,6 +168,13 @@ class _Search:
         posterior = Posterior(horizon_power(self.config.optimizer.name, self.config.model.qk_norm))
         centre = math.log2(bracket.lowest) - RAMP_LAG_OCTAVES
         lengths = self.lengths(self.left)
+        if not lengths:
+            found.reason = (
+                f"the ramp took {self.laboratory.steps:.0f} steps, some of which fp16 skipped, and "
+                f"the {self.left:.0f} that are left are too few to compare rates: give a larger "
+                "--budget"
+            )
+            return
         for index, (steps, seeds) in enumerate(lengths):
             if index:
                 centre = round(2 * posterior.octave(steps)) / 2
@@ -193,12 +196,23 @@ class _Search:
                     return [(steps, seeds) for steps in rounds]
         return []
 
-    def too_short(self, ramp_steps: int) -> str:
-        needed = ramp_steps + RATES * self.laboratory.cost(MIN_STEPS)
+    def is_enough(self, budget: float) -> bool:
+        """Whether so many steps pay for a ramp and the shortest round of trials."""
+        if self.laboratory.total_steps < MIN_STEPS:
+            return False
+        return RATES * self.laboratory.cost(MIN_STEPS) <= budget - _ramp_steps(budget)
+
+    def too_short(self) -> str:
+        """What the least budget is, and the percentage that suffices as it is typed."""
         total = self.laboratory.total_steps
+        if total < MIN_STEPS:
+            return f"a run of {total} steps is too short to search; train for {MIN_STEPS} or more"
+        least = next(steps for steps in count(MIN_STEPS) if self.is_enough(steps))
+        percents = count(math.ceil(100 * least / total))
+        percent = next(each for each in percents if self.is_enough(each * 0.01 * total))
         return (
-            f"{self.budget:.0f} steps are too few to compare rates: the least is "
-            f"{math.ceil(needed)} steps, {math.ceil(100 * needed / total)} % of this run of {total}"
+            f"{int(self.budget)} steps are too few to compare rates: the least is {least}; give "
+            f"--budget {percent}% (of this run's {total})"
         )
 
     def ramps(self, steps: int) -> Bracket | None:
@@ -249,11 +263,7 @@ class _Search:
         found, total = self.found, self.laboratory.total_steps
         usable = [(steps, lowest) for steps, lowest in found.minima if lowest.usable]
         if not usable:
-            steps, lowest = found.minima[-1]
-            found.reason = (
-                f"in runs of {steps} steps the loss was lowest at the end of what was tried, "
-                f"{2**lowest.octave:.2e}; the best rate lies beyond it"
-            )
+            found.reason = self.lies_beyond()
             return
         steps, lowest = usable[-1]
         trials = found.rounds[-1][1]
@@ -271,6 +281,22 @@ class _Search:
             f"runs of {steps} steps end lowest around {2**lowest.octave:.2g}; the best rate falls "
             f"about as steps^-{posterior.power:.2f}, which makes {found.lr:.2g} for {total:,} steps"
         )
+
+    def lies_beyond(self) -> str:
+        """On which side of the rates that were tried the best one lies."""
+        steps, lowest = self.found.minima[-1]
+        rates = {trial.lr for trial in self.found.rounds[-1][1]}
+        end, side = (min(rates), "below") if lowest.at_bottom else (max(rates), "above")
+        more = "; give a larger --budget" if len(rates) < MAX_RATES else ""
+        return (
+            f"in runs of {steps} steps the loss was lowest at the end of what was tried, "
+            f"{end:.2e}; the best rate lies {side} it{more}"
+        )
+
+
+def _ramp_steps(budget: float) -> int:
+    """The steps of a ramp within `budget`. Whole steps count: none more leaves less for trials."""
+    return min(max(RAMP_MIN_STEPS, round(RAMP_SHARE * int(budget))), RAMP_MAX_STEPS)
 
 
 def _finite(loss: float) -> float | None:

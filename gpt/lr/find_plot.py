@@ -58,7 +58,7 @@ def _draw_ramps(axes: "Axes", found: Found) -> None:
     starts = [ramp.losses[0] for ramp in found.ramps if ramp.losses]
     lows = [min(ramp.losses) for ramp in found.ramps if ramp.losses]
     if starts:
-        fall = max(starts) - min(lows)
+        fall = (max(starts) - min(lows)) or 1.0
         axes.set_ylim(min(lows) - 0.1 * fall, max(starts) + 0.3 * fall)
     bracket = found.bracket
     if bracket is not None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gpt.config import Config
 from gpt.errors import UserError
-from gpt.files import write_durably
+from gpt.files import check_writable, write_durably
 from gpt.lr.labels import Verdict, judge
 from gpt.lr.outcome import Run
 from gpt.lr.rates import rate_text, with_lr
@@ -114,11 +114,18 @@ class Ledger:
 
 def check_folder(out: Path, config: Config) -> None:
     """Raises UserError where a sweep of this config cannot start or go on; touches nothing."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; choose another")
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out: {out} is a file; choose another")
+        is_taken = out.is_dir() and any(child.name != ".lock" for child in out.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"--out: {out} cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    check_writable("--out", out)
     written = _read(out)
     if written is None:
-        if out.is_dir() and any(child.name != ".lock" for child in out.iterdir()):
+        if is_taken:
             raise UserError(f"--out: {out} exists and is not a sweep; choose another")
         return
     before = Config.model_validate(written["config"])

@@ -82,19 +82,44 @@ def _warmup_too_long(config: Config, plan: Plan, facts: Facts) -> Iterator[Findi
     if warmup <= longest:
         return
     share = "longer than" if warmup > total else f"{100 * warmup / total:.3g} % of"
-    if config.schedule.warmup_steps is None:
-        shorter = "warmup_fraction 0.02"
-    else:
-        shorter = f"warmup_steps {math.floor(longest / 2)}"
-    longer_run = plan.origin + math.ceil(warmup / WARMUP_SHARE)
+    remedy = _shorter_warmup(config, longest)
+    if config.schedule.warmup_steps is not None:
+        remedy += _or_longer(config, plan.origin + math.ceil(warmup / WARMUP_SHARE), facts)
     whose = "the restart's" if plan.origin else "the run's"
     yield Finding(
         "warmup_too_long",
         f"a warmup of {warmup:,} steps is {share} {whose} {total:,}; over "
         f"{100 * WARMUP_SHARE:.0f} % of it the peak comes too late to be used",
-        f"--schedule.{shorter}, or a longer run: --train.max_steps {longer_run}",
+        remedy,
         "Godbole et al. 2023 (Tuning Playbook), learning rate warmup; 1-5 % is usual (chapter 17)",
     )
+
+
+def _shorter_warmup(config: Config, longest: float) -> str:
+    """A warmup well below `longest` steps, in the key that says how long it is."""
+    if config.schedule.warmup_steps is None:
+        return "--schedule.warmup_fraction 0.02"
+    return f"--schedule.warmup_steps {math.floor(longest / 2)}"
+
+
+def _or_longer(config: Config, steps: int, facts: Facts) -> str:
+    """The limit that ends the run before `steps`, raised; empty where there are several."""
+    train, step_tokens = config.train, config.tokens_per_step
+    limits: list[tuple[str, float, float]] = []  # as given, and as it would be
+    if train.max_steps is not None:
+        limits.append(("max_steps", train.max_steps, steps))
+    if train.max_tokens is not None:
+        limits.append(("max_tokens", train.max_tokens, steps * step_tokens))
+    if train.max_epochs is not None:
+        if not facts.train_tokens:
+            return ""
+        epochs = steps * step_tokens / facts.train_tokens
+        limits.append(("max_epochs", train.max_epochs, math.ceil(100 * epochs) / 100))
+    short = [(key, wanted) for key, given, wanted in limits if given < wanted]
+    if len(short) != 1:
+        return ""
+    key, wanted = short[0]
+    return f", or a longer run: --train.{key} {wanted}"
 
 
 def _peak_not_reached(config: Config, plan: Plan, facts: Facts) -> Iterator[Finding]:
@@ -108,7 +133,7 @@ def _peak_not_reached(config: Config, plan: Plan, facts: Facts) -> Iterator[Find
         "peak_not_reached",
         f"the rate gets to {100 * top:.3g} % of lr {lr:g} at most: its warmup of "
         f"{warmup:,} steps does not end within the {total:,} that it has",
-        f"--schedule.warmup_steps {math.floor(WARMUP_SHARE * total / 2)}",
+        _shorter_warmup(config, WARMUP_SHARE * total),
         "pytorch/torchtitan#1284, a schedule that never reached its peak",
     )
 
@@ -162,11 +187,9 @@ def _many_epochs(config: Config, plan: Plan, facts: Facts) -> Iterator[Finding]:
     limit = MANY_EPOCHS_DROPOUT if dropout >= DROPOUT else MANY_EPOCHS
     if epochs is None or epochs <= limit:
         return
-    guard = (
-        ""
-        if dropout >= DROPOUT
-        else f", or against learning by heart --model.dropout {2 * DROPOUT:g}"
-    )
+    guard = ""
+    if dropout < DROPOUT and epochs <= MANY_EPOCHS_DROPOUT:
+        guard = f", or against learning by heart --model.dropout {2 * DROPOUT:g}"
     yield Finding(
         "many_epochs",
         f"{epochs:,.1f} epochs of {facts.train_tokens:,} tokens: beyond 4 repeated text is worth "

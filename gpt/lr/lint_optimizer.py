@@ -1,11 +1,13 @@
 """Rules about the optimizer's own numbers: rate, batch, decay, betas."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
 from gpt.config import Config
 from gpt.lr.findings import Facts, Finding
+from gpt.lr.rates import rate_options
 from gpt.lr.recipes import RateRange, recipe_of_preset, usual_rates
 from gpt.plan import Plan
 
@@ -48,7 +50,7 @@ def lr_for_other_optimizer(config: Config, plan: Plan, facts: Facts) -> Iterator
             "lr_for_other_optimizer",
             f"lr {lr:g} is a rate for {other} ({_span(theirs)} at this size); {name} trains with "
             f"{_span(usual)}",
-            f"--optimizer.lr {_middle(usual):g}, or --optimizer.name {other}",
+            f"{_at_rate(config, _middle(usual))}, or --optimizer.name {other}",
             usual.source,
         )
         return
@@ -74,11 +76,13 @@ def lr_far_from_size(config: Config, plan: Plan, facts: Facts) -> Iterator[Findi
             else f"{lr / usual.high:.3g} times above"
         )
         size = _size(_rated(config, facts))
+        middle = _middle(usual)
+        remedy = _at_rate(config, middle) if key == "optimizer.lr" else f"--{key} {middle:g}"
         yield Finding(
             "lr_far_from_size",
             f"{key.partition('.')[2]} {lr:g} is {off} the range {_span(usual)} in which {name} is "
             f"known to train models of {size} parameters",
-            f"--{key} {_middle(usual):g}, or measure it: gpt-lr find",
+            f"{remedy}, or measure it: gpt-lr find",
             usual.source,
         )
 
@@ -117,11 +121,12 @@ def lr_for_other_batch(config: Config, plan: Plan, facts: Facts) -> Iterator[Fin
     if given is not None:
         if given != batch:
             fitting = optimizer.lr * (batch / given) ** power
+            options = shlex.join(rate_options(_with(config, lr_batch_size=None), fitting))
             yield Finding(
                 "lr_for_other_batch",
                 f"lr {optimizer.lr:g} was chosen at a batch of {given} sequences, this run has "
                 f"{batch}; the {rule} rule makes it {fitting:.3g}",
-                f"--optimizer.lr {fitting:.3g} --optimizer.lr_batch_size {batch}",
+                f"{options} --optimizer.lr_batch_size {batch}",
                 _BATCH_SOURCES[rule],
             )
         return
@@ -139,7 +144,7 @@ def lr_for_other_batch(config: Config, plan: Plan, facts: Facts) -> Iterator[Fin
             f"lr {optimizer.lr:g} is that of {recipe.name} at {recipe.batch_tokens:,} tokens a "
             f"step; this run has {config.tokens_per_step:,}, {off} that: the √ rule makes it "
             f"{fitting:.2g}",
-            f"--optimizer.lr {fitting:.2g}, or --train.batch_size "
+            f"{shlex.join(rate_options(config, fitting))}, or --train.batch_size "
             f"{max(1, round(recipe.batch_tokens / config.model.context_len))} "
             "(with --train.micro_batch_size for what the memory holds)",
             f"{recipe.source}; {_BATCH_SOURCES['√']}",
@@ -218,6 +223,17 @@ def betas_for_batch(config: Config, plan: Plan, facts: Facts) -> Iterator[Findin
             f'--optimizer.betas "[{beta1:g}, 0.95]"',
             source,
         )
+
+
+def _at_rate(config: Config, lr: float) -> str:
+    """What to type for another `optimizer.lr`; muon's `adamw_lr` has a finding of its own."""
+    return shlex.join(rate_options(_with(config, adamw_lr=None), lr))
+
+
+def _with(config: Config, **changes: None) -> Config:
+    """The config without some of its optimizer's keys."""
+    optimizer = config.optimizer.model_copy(update=changes)
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def _usual(config: Config, facts: Facts, optimizer: str) -> RateRange:

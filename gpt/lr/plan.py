@@ -6,6 +6,7 @@ How the plan is shown on a terminal is `cli.lr_plan`'s business, the rules are `
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,9 @@ from gpt.device import (
     DTYPES,
     compile_blocks,
     on_meta,
+    pick_compile,
+    pick_device,
+    pick_dtype,
     seed_everything,
     set_threads,
     synchronize,
@@ -51,9 +55,10 @@ class Group:
 class RunPlan:
     """Everything that can be known of a run before it trains; None for what cannot.
 
-    `open_points` says in words what is not known, why, and how to get it. `schedule` is the plan
-    that the run ends with, and `course` the rate of all its steps: they differ where the rate of a
-    run was changed on the way, in the `past` or by the policy that is asked for, with its `jump`.
+    `open_points` says in words what is not known, why, and how to get it, `warnings` what speaks
+    against this machine. `schedule` is the plan that the run ends with, and `course` the rate of
+    all its steps: they differ where the rate of a run was changed on the way, in the `past` or by
+    the policy that is asked for, with its `jump`.
     """
 
     config: Config
@@ -73,6 +78,7 @@ class RunPlan:
     unchecked: list[str]
     open_points: list[str]
     choices: list[str]
+    warnings: list[str]
     seconds_per_step: float | None
 
     def rates(self, group: Group) -> list[tuple[str, int, float]]:
@@ -119,6 +125,7 @@ class RunPlan:
             "findings": [asdict(finding) for finding in self.findings],
             "unchecked": self.unchecked,
             "open": self.open_points,
+            "warnings": self.warnings,
         }
 
 
@@ -154,7 +161,7 @@ def make_plan(
     rows = parameter_inventory(config.model, vocab_size)
     assert counted == sum(row.count for row in rows), "the inventory's formulas are wrong"
     course, jump = planned_course(start, schedule, model, partial(_total_steps, data=data))
-    device, dtype, choices = _machine(config, vocab_size, total_steps, open_points)
+    device, dtype, choices, warnings = _machine(config, vocab_size, total_steps, open_points)
     facts = facts_of(counted, data, device)
     seconds = None
     if measure_steps:
@@ -177,6 +184,7 @@ def make_plan(
         unchecked=unchecked(config, facts),
         open_points=open_points,
         choices=choices,
+        warnings=warnings,
         seconds_per_step=seconds,
     )
 
@@ -230,20 +238,40 @@ def _total_steps(config: Config, data: TokenData | None) -> int:
 
 def _machine(
     config: Config, vocab_size: int, total_steps: int, open_points: list[str]
-) -> tuple[torch.device | None, torch.dtype, list[str]]:
-    """The device, its number format, and why; a run may be planned on another machine than its own.
+) -> tuple[torch.device | None, torch.dtype, list[str], list[str]]:
+    """The device, its number format, why, and what speaks against it there.
 
-    Without its device the format is the one asked for, bf16 for auto.
+    A run may be planned on another machine than its own. Without its device the format is the one
+    asked for, bf16 for auto.
     """
+    wish = config.train.dtype
     try:
-        choices = choose(config, vocab_size, total_steps)
+        device = pick_device(config.train.device)
     except UserError as error:
-        wish = config.train.dtype
         dtype = torch.bfloat16 if wish == "auto" else DTYPES[wish]
         name = str(dtype).removeprefix("torch.")
         open_points.append(f"the device is not in this machine, memory is that of {name} ({error})")
-        return None, dtype, []
-    return choices.device, choices.dtype, choices.lines
+        return None, dtype, [], []
+    try:
+        choices = choose(config, vocab_size, total_steps)
+    except UserError as error:  # a step does not fit, or cannot be compiled
+        dtype, lines = _picked(config, device, vocab_size, total_steps)
+        return device, dtype, lines, [f"refused  gpt-train would not begin here: {error}"]
+    return choices.device, choices.dtype, choices.lines, choices.warnings
+
+
+def _picked(
+    config: Config, device: torch.device, vocab_size: int, total_steps: int
+) -> tuple[torch.dtype, list[str]]:
+    """The number format and the lines of a choice that was refused, as far as it goes."""
+    rows = parameter_inventory(config.model, vocab_size)
+    matrices = sum(row.count for row in rows if "W" in row.name or row.name == "FFN")
+    dtype, reason = pick_dtype(config.train.dtype, device, matrices)
+    lines = [f"device   {device}", f"dtype    {reason}"]
+    flops = flops_per_token(config.model, vocab_size) * config.tokens_per_step * total_steps
+    with suppress(UserError):
+        lines.append(f"compile  {pick_compile(config.train.compile, device, flops)[1]}")
+    return dtype, lines
 
 
 def _groups(course: Course) -> list[Group]:

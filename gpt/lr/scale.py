@@ -9,7 +9,7 @@ from typing import Literal
 
 from gpt.config import Config
 from gpt.errors import UserError
-from gpt.lr.draft import Change, Draft
+from gpt.lr.draft import Change, Draft, from_first_step
 from gpt.lr.rates import with_lr
 from gpt.lr.resize import effects, resize
 from gpt.lr.rules import (
@@ -65,6 +65,8 @@ def scale(
             "gpt-lr scale: nothing to scale; give --batch N, --width N, --depth N or --tokens N"
         )
     draft = Draft(config.model_dump())
+    if config.schedule.restart_step is not None:
+        config = _from_first_step(draft, config)
     if width is not None or depth is not None:
         resize(draft, config.model, width, depth)
     if batch is not None or tokens is not None:
@@ -72,6 +74,16 @@ def scale(
     scaled = draft.checked()
     done = tuple(effects(scaled)) if width is not None or depth is not None else ()
     return Scaled(scaled, tuple(draft.changes), done, tuple(draft.notes))
+
+
+def _from_first_step(draft: Draft, config: Config) -> Config:
+    """The run as a new one, whose schedule does not begin anew in its middle."""
+    restart = config.schedule.restart_step
+    draft.set("schedule.restart_step", None, "null: from the first step on", "a new run")
+    draft.notes.append(
+        f"the schedule began anew at step {restart}; the scaled run is a new one, without that"
+    )
+    return from_first_step(config)
 
 
 def _reschedule(
@@ -137,6 +149,32 @@ def _stretch(draft: Draft, config: Config, before: int, after: int) -> None:
             now = max(1, round(steps * after / before))
             arithmetic = f"{steps:,} x {after:,} / {before:,} = {now:,}"
             draft.set(f"schedule.{key}", now, arithmetic, SAME_SHARE)
+    if config.schedule.name == "wsd":
+        _fit_tail(draft, config)
+
+
+def _fit_tail(draft: Draft, config: Config) -> None:
+    """Warmup and tail may both have been rounded up: what is too long comes off the tail.
+
+    It comes off the warmup where the tail is not given in steps, or has only one.
+    """
+    train = config.train.model_copy(update=draft.values["train"])
+    schedule = config.schedule.model_copy(update=draft.values["schedule"])
+    now = config.model_copy(update={"train": train, "schedule": schedule})
+    # Known before the text is, save for a length in epochs.
+    tokens = run_tokens(now, tokenized(config))
+    if tokens is None:
+        return
+    total = tokens // now.tokens_per_step
+    lengths = {"decay_steps": now.decay_steps(total), "warmup_steps": now.warmup_steps(total)}
+    over = sum(lengths.values()) - total
+    for key, least in (("decay_steps", 1), ("warmup_steps", 0)):
+        if over > 0 and getattr(schedule, key) is not None:
+            less = min(over, lengths[key] - least)
+            after = lengths[key] - less
+            arithmetic = f"{lengths[key]:,} - {less:,} = {after:,}"
+            draft.set(f"schedule.{key}", after, arithmetic, f"both fit into {total:,} steps")
+            over -= less
 
 
 def _rate(

@@ -9,7 +9,7 @@ What the runs show is judged in `labels` and drawn in `sweep_plot`.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,18 +161,21 @@ def report_lines(sweep: Sweep, verdict: Verdict) -> list[str]:
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """Makes the folder and holds it: no second sweep can write there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out / ".lock", wait=False):
-            yield
-    except HeldError as held:
-        raise UserError(
-            f"--out: {out} is in use by process {held.holder}; wait for it, or choose another --out"
-        ) from None
-    except PermissionError as error:
-        raise UserError(
-            f"--out: {error.filename} cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out / ".lock", wait=False))
+        except HeldError as held:
+            raise UserError(
+                f"--out: {out} is in use by process {held.holder}; wait for it, or choose another "
+                "--out"
+            ) from None
+        except OSError as error:
+            place = error.filename or out
+            raise UserError(
+                f"--out: {place} cannot be written ({error.strerror}); choose another --out"
+            ) from None
+        yield
 
 
 @contextmanager
