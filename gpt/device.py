@@ -152,8 +152,8 @@ def pick_compile(wish: str, device: torch.device, training_flops: float) -> tupl
         return False, f"off (auto: not reliable on {place})"
     if missing:
         return False, f"off (auto: {missing})"
-    speed = _CUDA_FLOPS if device.type == "cuda" else _CPU_FLOPS_PER_CORE * torch.get_num_threads()
-    seconds = training_flops / speed
+    seconds = rough_seconds(device, training_flops)
+    assert seconds is not None
     cost, limit = _COMPILE_S[device.type], _COMPILE_PAYS_S[device.type]
     estimate = f"about {_duration(seconds)} of training by a rough estimate"
     if seconds < limit:
@@ -162,6 +162,15 @@ def pick_compile(wish: str, device: torch.device, training_flops: float) -> tupl
             f"{_duration(limit)})"
         )
     return True, f"on (auto: {estimate}; compiling takes about {cost} s first)"
+
+
+def rough_seconds(device: torch.device, flops: float) -> float | None:
+    """Seconds of so many floating-point operations, which may be several times off; None: no idea."""
+    if device.type == "cuda":
+        return flops / _CUDA_FLOPS
+    if device.type == "cpu":
+        return flops / (_CPU_FLOPS_PER_CORE * torch.get_num_threads())
+    return None
 
 
 def _compiler_missing(device: torch.device) -> str:

@@ -99,6 +99,7 @@ def test_json_follows_the_contract(plan_command, make_config):
         sum(plan["memory"].values()) - plan["memory"]["activations"],
     )
     assert plan["seconds_per_step"] is None
+    assert 0 < plan["rough_seconds"] < 3600
     assert plan["open"] == []
     assert plan["unchecked"] == []
     (group,) = plan["schedule"]["rates"].values()

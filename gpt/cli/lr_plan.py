@@ -143,6 +143,11 @@ def _costs(plan: "RunPlan") -> Iterator[str]:
             f"time     {plan.seconds_per_step:.3g} s a step, {together} for all; evaluations and "
             "checkpoints come on top"
         )
+    elif plan.rough_seconds is not None:
+        yield (
+            f"time     about {_hours(float(f'{plan.rough_seconds:.2g}'))} for all steps, by a rough "
+            "estimate that may be several times off; --measure times real ones"
+        )
     yield (
         f"memory   {_bytes(memory.total)} at most: weights {_bytes(memory.weights)}, gradients "
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations "

@@ -25,6 +25,7 @@ from gpt.device import (
     pick_compile,
     pick_device,
     pick_dtype,
+    rough_seconds,
     seed_everything,
     set_threads,
     synchronize,
@@ -80,6 +81,7 @@ class RunPlan:
     choices: list[str]
     warnings: list[str]
     seconds_per_step: float | None
+    rough_seconds: float | None
 
     def rates(self, group: Group) -> list[tuple[str, int, float]]:
         """The rate's key values in a group: first, peak and end, each with its step."""
@@ -105,6 +107,7 @@ class RunPlan:
             "flops": self.flops_per_step * total,
             "seconds_per_step": self.seconds_per_step,
             "seconds": None if self.seconds_per_step is None else self.seconds_per_step * total,
+            "rough_seconds": self.rough_seconds,
             "schedule": {
                 "name": self.schedule.name,
                 "phases": [
@@ -163,7 +166,7 @@ def make_plan(
     course, jump = planned_course(start, schedule, model, partial(_total_steps, data=data))
     device, dtype, choices, warnings = _machine(config, vocab_size, total_steps, open_points)
     facts = facts_of(counted, data, device)
-    seconds = None
+    seconds, flops = None, flops_per_token(config.model, vocab_size) * config.tokens_per_step
     if measure_steps:
         seconds = _measure(config, vocab_size, schedule, measure_steps, on_step)
     return RunPlan(
@@ -179,13 +182,14 @@ def make_plan(
         vocab_size=vocab_size,
         epochs=facts.epochs(config, schedule),
         memory=estimate_memory(config, vocab_size, dtype),
-        flops_per_step=flops_per_token(config.model, vocab_size) * config.tokens_per_step,
+        flops_per_step=flops,
         findings=lint(config, schedule, facts),
         unchecked=unchecked(config, facts),
         open_points=open_points,
         choices=choices,
         warnings=warnings,
         seconds_per_step=seconds,
+        rough_seconds=None if device is None else rough_seconds(device, flops * total_steps),
     )
 
 
