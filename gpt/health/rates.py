@@ -41,6 +41,7 @@ SHORT_WARMUP = 0.02  # of the run
 NO_WARMUP, NO_WARMUP_SIGMAS = 3, 4.5  # so few steps are none, and less of a jump is enough
 EARLY = 0.08
 EARLY_JUMP = 0.1
+CHANCE_SHARE = 1.5  # of the highest of so many draws from a normal distribution
 EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
 LATE_BACK = 0.5  # the same where the log shows that the rate was full at once
@@ -329,7 +330,7 @@ def warmup_too_short(view: View) -> Iterator[Finding]:
     rise, top = float(rises[index]), float(view.steps[index])
     known = bool(np.isfinite(view.lr).any())
     # The highest of many lines stands out of the noise by chance.
-    by_chance = 2 * math.sqrt(2 * math.log(len(rises) + 1))
+    by_chance = CHANCE_SHARE * math.sqrt(2 * math.log(len(rises) + 1))
     sigmas = max(by_chance, RISE_SIGMAS if warmup > NO_WARMUP else NO_WARMUP_SIGMAS)
     if rise < max(EARLY_NATS, sigmas * view.sigma) * (1 if known else 2):
         return
