@@ -165,7 +165,7 @@ def pick_compile(wish: str, device: torch.device, training_flops: float) -> tupl
 
 
 def rough_seconds(device: torch.device, flops: float) -> float | None:
-    """Seconds of so many floating-point operations, which may be several times off; None: no idea."""
+    """Seconds of so many floating-point operations, several times off at worst; None: no idea."""
     if device.type == "cuda":
         return flops / _CUDA_FLOPS
     if device.type == "cpu":

@@ -63,8 +63,8 @@ def further(run: Path, ending: str, training: Training) -> str:
             twice = [word for name in limits for word in (f"--train.{name}", f"{limits[name]}")]
             return command(run, "--rate", "extend", *twice)
         case "time":
-            limit = training.config.train.max_time_s or 0
-            return command(run, "--train.max_time_s", f"{2 * limit:g}")
+            seconds = training.progress.seconds + (training.config.train.max_time_s or 0)
+            return command(run, "--train.max_time_s", f"{seconds:.6g}")
         case "patience":
             return command(run, "--eval.patience", "null")
     return command(run)
@@ -110,13 +110,23 @@ def report(run: Path, training: Training, plan: Plan, ending: str) -> None:
     if ending != STOPPED:
         picture, page = run / "curve.png", run / "report.html"
         quoted = shlex.quote(str(run))
-        try:
+        with _warning("no picture or report", f"; later: gpt-report {quoted}"):
             plot_run(run, picture)
             write_report(run, page)
             say(f"picture  {picture}")
             say(f"report   {page}, or in words: gpt-report {quoted}")
-        except OSError as error:
-            say(f"warning: no picture or report ({error.strerror}); later: gpt-report {quoted}")
-        say(f"verdict  {verdict(read_run(run))}")
+        with _warning("no verdict"):
+            say(f"verdict  {verdict(read_run(run))}")
         say(f'try it   gpt-infer --run {quoted} --prompt "..."')
     say(f"go on    {further(run, ending, training)}")
+
+
+@contextmanager
+def _warning(lacks: str, more: str = "") -> Iterator[None]:
+    """What cannot be told of a run does not change how it ended: it is a warning."""
+    try:
+        yield
+    except UserError as error:
+        say(f"warning: {lacks} ({'; '.join(error.lines)}){more}")
+    except OSError as error:
+        say(f"warning: {lacks} ({error.strerror or error}){more}")

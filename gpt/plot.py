@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from gpt.errors import UserError, run_command, say
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette, which stays apart for the colour-blind and in grey.
 TRAIN, VAL, RATE, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#333333", "#DDDDDD"
+HIGHEST = 1e9  # times the typical value
 Curve = tuple[list[int], list[float]]
 
 
@@ -83,9 +85,11 @@ def smooth(steps: Sequence[int], values: Sequence[float]) -> list[float]:
     Its window grows with the step, so that the first fall is not washed out, and it never looks
     further to one side than to the other, so that it does not lag.
     """
+    # A sum of what is far larger than the rest would lose the rest.
+    most = HIGHEST * median(map(abs, values)) if len(values) else 0.0
     total = [0.0]
     for value in values:
-        total.append(total[-1] + value)
+        total.append(total[-1] + (max(-most, min(value, most)) if most else value))
     smoothed = []
     for index in range(len(steps)):
         half = min(index // 8, len(values) - 1 - index, max(1, len(values) // 40))

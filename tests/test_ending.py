@@ -11,6 +11,8 @@ import gpt.train
 from gpt.config import Config
 from gpt.configfile import dump_config
 from gpt.errors import Stopped
+from gpt.history import read_run
+from gpt.report.standing import standing
 from gpt.rundir import checkpoint_folders, run_path, step_of
 from gpt.train import train
 from tests.conftest import ConfigMaker
@@ -54,10 +56,17 @@ def test_a_run_that_ended_by_a_limit_goes_on_beyond_it(
 def test_a_run_that_ended_by_time_goes_on_beyond_it(
     make_config: ConfigMaker, tmp_path: Path
 ) -> None:
-    config = make_config(train__max_time_s="0.001")
+    config = make_config(train__max_time_s="0.2", train__max_steps="100000")
     ended = start(config, tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "--train.max_time_s 0.002" in ended.stderr
+    stood = step_of(checkpoint_folders(run_path(config))[-1])
+    ended = follow(ended)
+    assert ended.returncode == 0, ended.stderr
+    before, stood = stood, step_of(checkpoint_folders(run_path(config))[-1])
+    assert stood > before
+    name, *arguments = shlex.split(standing(read_run(run_path(config))).go_on)
+    assert command(name, *arguments).returncode == 0
+    assert step_of(checkpoint_folders(run_path(config))[-1]) > stood
 
 
 @pytest.mark.parametrize(("broken_at", "stands"), [(6, "at step 4, saved"), (2, "no checkpoint")])
@@ -87,6 +96,25 @@ def test_a_bug_of_ours_too_says_where_the_run_stands(
     assert step_of(checkpoint_folders(run_path(config))[-1]) == 12
 
 
+def test_a_run_that_was_moved_goes_on_where_it_lies(
+    make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    assert start(config, tmp_path).returncode == 0
+    moved = tmp_path / "else where" / "moved"
+    moved.parent.mkdir()
+    run_path(config).rename(moved)
+    monkeypatch.chdir(moved)
+    for run in (moved, Path()):
+        go_on = standing(read_run(run)).go_on
+        assert f"--run.dir {shlex.quote(str(moved.parent))} --run.name moved" in go_on
+    name, *arguments = shlex.split(go_on)
+    further = command(name, *arguments, cwd=moved)
+    assert further.returncode == 0, further.stderr
+    assert step_of(checkpoint_folders(moved)[-1]) == 24
+    assert not run_path(config).exists()
+
+
 def test_a_stopped_run_says_it_once(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,3 +130,15 @@ def test_a_stopped_run_says_it_once(
     said = capsys.readouterr().err
     assert len(re.findall(r"gpt-train --config", said)) == 1
     assert follow(Ended(143, "", said)).returncode == 0
+
+
+def test_a_log_that_cannot_be_read_is_no_error_of_the_training(
+    make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt.metrics.MOST_BYTES", 100)
+    ended = start(make_config(), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    told = ended.stderr.splitlines()
+    assert sum(line.startswith("warning: no picture or report (") for line in told) == 1
+    assert sum(line.startswith("warning: no verdict (") for line in told) == 1
+    assert told[-1].startswith("go on")

@@ -449,6 +449,28 @@ def test_decimal_commas(tmp_path, comma):
     assert column(history.train, "lr") == [1e-3, 1e-3]
 
 
+COMMAS = {  # delimiter, step, loss, tokens a second; and what these are
+    "thousands": ("\t", ["990", "1,000"], ["4.25", "4.2"], ["74,000", "75,000"], 74_000),
+    "decimals": (";", ["990", "1000"], ["4,258", "4,251"], ["512,5", "512,75"], 512.5),
+    "quoted": (",", ['"990"', '"1000"'], ['"4,258"', '"4,251"'], ['"0,500"', '"1,500"'], 0.5),
+    "both": (";", ["990", "1,000"], ["4,25", "4,251"], ["74,000", "1,234,567"], 74_000),
+    "points": (";", ["990", "1.000"], ["4,258", "4,251"], ["74000", "75000"], 74_000),
+    "as elsewhere": (";", ["990", "1000"], ["4,2", "4,1"], ["512,500", "512,750"], 512.5),
+}
+
+
+@pytest.mark.parametrize("name", COMMAS)
+def test_what_a_comma_means_is_told_by_its_column(tmp_path, name):
+    delimiter, *columns, speed = COMMAS[name]
+    rows = zip(("step", "loss", "tokens_per_s"), *zip(*columns, strict=True), strict=True)
+    lines = [delimiter.join(row) for row in zip(*rows, strict=True)]
+    history = read(tmp_path, "\n".join(lines) + "\n")
+    assert column(history.train, "step") == [990, 1000]
+    losses = [float(text.strip('"').replace(",", ".")) for text in columns[1]]
+    assert column(history.train, "loss") == losses
+    assert history.train["tokens_per_s"][0] == speed
+
+
 def test_a_download_of_tensorboard(tmp_path):
     text = "Wall time,Step,Value\n1654943296.2,0,5.9\n1654943313.7,1,5.7\n"
     validated = read(tmp_path, text, "run-x-tag-val_loss.csv")
@@ -468,6 +490,34 @@ def test_a_table_with_a_comment_a_torn_line_and_a_quote_that_never_ends(tmp_path
     )
     assert column(history.train, "step") == [1, 2, 3, 4]
     assert column(history.train, "loss") == [3, 2.9, 2.8, 2.7]
+
+
+@pytest.mark.parametrize("end", ["", "\0" * 300])
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("", "loss {loss} lr 3e-4 step {step}"),
+        ("loss,lr,epoch,step\n", "{loss},3e-4,{epoch},{step}"),
+    ],
+)
+def test_a_last_line_that_is_cut_within_its_step(tmp_path, header, line, end):
+    lines = [
+        line.format(loss=5 - step / 1000, step=step, epoch=step / 1000)
+        for step in range(10, 2001, 10)
+    ]
+    whole = header + "\n".join(lines)
+    history = read(tmp_path, whole[:-2] + end)
+    assert (history.last_step, len(history.train)) == (1990, 199)
+    assert history.notes == (
+        "the last line breaks off before the end of its step: it was left out",
+    )
+    assert read(tmp_path, whole).last_step == 2000
+    if header:  # cut earlier, the line has a piece of its loss and no step
+        shorter = read(tmp_path, whole[: whole.rindex("\n") + 2] + end)
+        assert shorter.train["loss"][-1] == 5 - 1990 / 1000
+        assert shorter.notes == history.notes
+    again = read(tmp_path, whole[:-2] + "\n")
+    assert "breaks off" not in again.notes[0], "a whole line is a restart, or an epoch"
 
 
 def test_no_step_and_perplexity_only(tmp_path):
@@ -724,6 +774,17 @@ def test_a_run_of_ours_by_folder_file_and_copy(tmp_path):
         assert column(history.train, "lrs/a") == [1]
 
 
+def test_a_log_of_ours_may_be_long_and_end_in_zeros(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt.foreign.lines.MOST_BYTES", 100)
+    text = "".join(f'{{"kind": "train", "step": {step}, "loss": 2.5}}\n' for step in range(1, 9))
+    for name in (f"mine/{METRICS_NAME}", "copy.jsonl"):
+        path = put(tmp_path / name, text + "\0" * 3000)
+        assert column(read_log(path).train, "step") == list(range(1, 9))
+    assert read_log(tmp_path / "mine").source == "gpt-train"
+    with pytest.raises(UserError, match="are read"):
+        read(tmp_path, text.replace("train", "other"))
+
+
 def test_lines_in_the_form_of_ours_with_anything_in_them(tmp_path):
     lines = [
         '{"kind": "train", "loss": 1}',
@@ -759,6 +820,7 @@ def test_folders_without_one_log(tmp_path):
     [
         (b"", "it is empty"),
         (b"\x00\x01\x02\x03" * 100, "it is binary"),
+        (bytes(3000), "it is binary"),
         (bytes(range(128, 256)) * 10, "it is binary"),
         (gzip.compress(b"step 1 loss 2", mtime=0), "compressed, unpack it first"),
         (b":W&B\x00\x01\x02", "W&B's own file"),

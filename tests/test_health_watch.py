@@ -15,6 +15,7 @@ from gpt.metrics import read_metrics
 from gpt.train import train
 from tests.conftest import ConfigMaker
 from tests.health_runs import STEPS, Line, config_of, event, layers, sound, steps_of
+from tests.test_health import flat_from
 
 AT = steps_of()
 SLOW_THEN_FAST = np.where((AT > 600) & (AT < 1300), 0.3, 1.0) * 7e4
@@ -61,6 +62,14 @@ def test_a_finding_begins_once_and_ends_once() -> None:
     told = follow(sound(tokens_per_s=SLOW_THEN_FAST), new_watch())
     assert [(name, begins) for _, name, begins in told] == [("throughput", True)]
     assert 620 < told[0][0] < 800
+
+
+def test_a_finding_that_ends_is_told_to_have_ended() -> None:
+    """A plateau from 300 on, which the loss leaves at 1,200."""
+    losses = flat_from(300) - np.clip((AT - 1200) / 400, 0, 1)
+    told = follow(sound(loss=losses), new_watch())
+    assert [(name, begins) for _, name, begins in told] == [("plateau", True), ("plateau", False)]
+    assert 1200 < told[1][0] < 1400
 
 
 class Script:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -12,19 +13,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt.cli.report import main
 from gpt.health.finding import IDS, Finding
 from gpt.history import History, Table, history_of, read_run
+from gpt.plot import smooth
 from gpt.report import coverage, judged, words
 from gpt.report.answer import answer, strict
 from gpt.report.coverage import coverage as coverage_of
 from gpt.report.judged import judge
+from gpt.report.page import page
 from gpt.report.standing import is_running, standing
 from gpt.report.summary import summarize
 from gpt.report.terminal import command, run_page, runs_page
-from tests.report_runs import FINDINGS, demo, event, records, write_run
+from tests.report_runs import FINDINGS, config_of, demo, event, records, write_run
 
 
 def report(*arguments: object) -> tuple[int, str, str]:
@@ -89,8 +93,6 @@ def test_findings_exit_3_and_fit_the_terminal(
 def test_every_finding_has_words_and_needs() -> None:
     assert set(words.TITLES) == set(IDS)
     assert set(coverage._CHECKS) == set(IDS)
-    signals = {name for needs in coverage._CHECKS.values() for name in needs}
-    assert signals <= set(coverage._SIGNALS)
 
 
 def test_a_broken_command_can_be_pasted() -> None:
@@ -108,6 +110,20 @@ def test_a_broken_command_can_be_pasted() -> None:
     expected = ["gpt-train", "--config", "a b/config.yaml"]
     assert shown == [*expected, "--optimizer.betas", "[0.9,  0.95]", "--run.name", "x"]
     assert command("next", "look at the text, line by line", 30)[0].startswith("next     look")
+
+
+@pytest.mark.parametrize("width", [50, 100])
+def test_what_is_said_of_a_command_does_not_disturb_it(width: int) -> None:
+    text = "gpt-train --config 'a # b/config.yaml' --model.dropout 0.2"
+    said = "isn't more text better; gpt-infer takes the best one anyway"
+    lines = command("next", f"{text} # {said}", width)
+    assert max(map(len, lines)) <= width
+    assert " ".join(line.strip(" #") for line in lines if line.lstrip().startswith("#")) == said
+    pasted = "\n".join(lines).removeprefix("next")
+    script = f"gpt-train() {{ printf '%s\\n' \"$@\"; }}\n{pasted}\n"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == shlex.split(text)[1:]
+    assert not ended.stderr
 
 
 @pytest.mark.usefixtures("unhealthy")
@@ -140,20 +156,79 @@ def test_numbers_that_do_not_exist_are_null() -> None:
 
 
 def test_what_could_not_be_checked_is_said() -> None:
-    history = history_of([{"kind": "train", "step": step, "loss": 3.0} for step in (1, 2)])
-    lines = "\n".join(run_page(judge(history, []), 100))
+    history = history_of([{"kind": "train", "step": step, "loss": 3.0} for step in range(1, 5)])
+    lines = " ".join(" ".join(run_page(judge(history, []), 100)).split())
     assert "judged from training loss" in lines
     assert "dead_layer (no layers)" in lines
     assert "overfitting (no validation loss)" in lines
     told = json.loads(answer([judge(history, [])]))
     assert {"id": "throughput", "lacks": ["speed"]} in told["not_checked"]
     assert not coverage_of(demo()).unmade
+    assert unmade(history.until(3))["plateau"] == ("4 training losses",)
+
+
+def unmade(history: History) -> dict[str, tuple[str, ...]]:
+    return {each.id: each.lacks for each in coverage_of(history).unmade}
+
+
+STEPS = np.arange(1.0, 1001)
+NOISE = 0.03 * np.random.default_rng(0).normal(size=1000)
+CURVE = 2 + 6.3 * (1 + STEPS / 5) ** -0.5 + NOISE
+BARE = {
+    "nonfinite": {"loss": np.full(1000, math.nan)},
+    "stuck_at_chance": {"loss": math.log(50257) + 0.1 * NOISE},
+    "lr_too_small": {"loss": 5 + 0.1 * NOISE},
+    "warmup_too_short": {"loss": CURVE + 3 * np.exp(-(((STEPS - 60) / 10) ** 2))},
+    "throughput": {"loss": CURVE, "step_time_s": np.where(STEPS > 600, 9.0, 2.0)},
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_what_was_found_is_not_called_unchecked(name: str) -> None:
+    none = Table.from_records([])
+    history = History("bare", "csv", Table({"step": STEPS, **BARE[name]}), none, none)
+    found = {finding.id: finding for finding in judge(history).findings}
+    assert name in found
+    assert name not in unmade(history)
+    if name == "throughput":
+        assert found[name].evidence.startswith("0.111 steps/s from step ")
+        assert found[name].evidence.endswith(", 0.5 before")
+
+
+def test_a_run_that_broke_at_once_was_checked_for_it() -> None:
+    history = history_of([event(0, "diverged", what="loss", cause="rate")])
+    assert [finding.id for finding in judge(history).findings] == ["nonfinite"]
+    assert "nonfinite" not in unmade(history)
+    assert unmade(history_of([]))["nonfinite"] == ("loss",)
+
+
+def test_what_no_rule_reads_makes_no_check() -> None:
+    none = Table.from_records([])
+    train = Table({"step": STEPS, "loss": CURVE, "time_s": STEPS, "lr": 1 / STEPS})
+    lacks = unmade(History("bare", "csv", train, none, none))
+    assert lacks["throughput"] == ("speed",)
+    assert lacks["data_order"] == ("config",)
+    assert lacks["no_decay"] == ("planned length",)
+    assert lacks["stuck_at_chance"] == ("vocabulary",)
+    assert lacks["wrong_tokenizer"] == ("data check", "vocabulary")
+    train.columns["lr"][-3:] = math.nan
+    lacks = unmade(History("bare", "csv", train, none, none, total_steps=1000))
+    assert lacks["no_decay"] == ("rate at the end",)
 
 
 def test_nothing_logged_is_not_called_healthy() -> None:
     lines = "\n".join(run_page(judge(history_of([]), []), 100))
     assert "nothing to judge yet" in lines
     assert "healthy" not in lines
+
+
+def test_what_is_found_is_told_however_little_there_is() -> None:
+    broken = [{"kind": "train", "step": 1, "loss": "NaN"}, {"kind": "train", "step": 2}]
+    history = history_of([line | {"loss": math.nan} for line in broken])
+    found = judge(history)
+    assert [finding.id for finding in found.findings] == ["nonfinite"]
+    assert words.verdict(found) == "1 finding"
+    assert "nothing to judge yet" not in page([found])
 
 
 @pytest.mark.parametrize(
@@ -232,7 +307,8 @@ def test_standing_of_our_runs(tmp_path: Path) -> None:
     assert "--train.max_steps 4000 --rate extend" in done.go_on
 
     half = [line for line in lines if line["step"] <= 100]
-    run = write_run(tmp_path / "half way", half)
+    own = config_of("half way", run__dir=str(tmp_path))
+    run = write_run(tmp_path / "half way", half, own)
     stopped = standing(read_run(run))
     assert (stopped.state, stopped.words) == ("stopped", "stopped at step 100")
     assert stopped.go_on == f"gpt-train --config '{run}/config.yaml'"
@@ -308,6 +384,20 @@ def test_summary_counts_steps_not_lines_for_clipping() -> None:
         [{"kind": "train", "step": s, "loss": 1.0, "clipped_share": c} for s, c in rows]
     )
     assert summarize(history).clipped_share == pytest.approx(0.1)
+
+
+def test_one_enormous_loss_leaves_the_means_of_the_others() -> None:
+    losses = np.where(STEPS == 100, 1e20, 5.0)
+    none = Table.from_records([])
+    summary = summarize(History("x", "csv", Table({"step": STEPS, "loss": losses}), none, none))
+    assert summary.train_window > 1
+    assert (summary.train_loss, summary.best_train_loss) == (5.0, 5.0)
+    for enormous in (1e20, -1e20):
+        losses[99] = enormous
+        smoothed = smooth(range(1000), losses.tolist())
+        assert smoothed[-1] == pytest.approx(5.0)
+        assert abs(smoothed[99]) > 1e6
+    assert smooth(range(3), [0.0, 1e20, 0.0]) == [0.0, 1e20, 0.0]
 
 
 def test_the_plot_marks_where_findings_begin() -> None:

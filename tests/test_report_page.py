@@ -173,7 +173,7 @@ def hostile() -> tuple[History, list[Finding]]:
         {"kind": "layers", "step": 200, "update_ratio": {HOSTILE: 0.1}, "rms": {HOSTILE: 1.0}},
         {"kind": "train", "step": 201, "loss": 2.0, "lrs": {HOSTILE: 0.1}},
     ]
-    config = config_of(data__source=HOSTILE.replace("\ud800", "").replace("\x00", ""))
+    config = config_of(data__source=re.sub("[\ud800\0\n]", "", HOSTILE))
     history = history_of(lines, config, name=HOSTILE)
     history = History(**{**history.__dict__, "notes": (HOSTILE,)})
     return history, [Finding(HOSTILE, 100, HOSTILE, HOSTILE, HOSTILE)]
@@ -322,6 +322,17 @@ def test_a_long_log_makes_a_page_that_opens_fast() -> None:
     assert "200 of 5,000 are shown" in own
     assert "40 of 500 are shown" in own
     assert took < 10, took
+
+
+def test_a_parameter_that_is_known_in_lines_that_are_left_out_is_in_no_map() -> None:
+    none = Table.from_records([])
+    steps = np.arange(1.0, 302)
+    rare = np.where(steps == 2, 1.0, math.nan)
+    columns = {"update_ratio/a": np.ones(301), "update_ratio/b": rare, "grad_norm/b": rare}
+    history = History("x", "csv", none, none, Table({"step": steps, **columns}))
+    (chart,) = run_charts(history, [])
+    assert chart.id == "update-ratio-map"
+    assert chart.summary == "at the end from 1 (a) to 1 (a)"
 
 
 def test_near_marks_are_one() -> None:

@@ -456,6 +456,8 @@ def test_the_next_command_is_one_that_can_be_typed(
     (tmp_path / "config.yaml").write_text(dump_config(config))
     after = load_config(tmp_path / "config.yaml", changed)
     Plan.from_config(after, after.total_steps(20_000))
+    goes_on = Path(after.run.dir) / after.run.name == tmp_path
+    assert goes_on != (remedy in ("larger", "regularise"))
     if remedy == "decay" and schedule.get("schedule__name") != "warmup_cosine":
         assert ("rate", "rewarm") in given
         assert after.total_steps(20_000) > newest

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt.errors import UserError
 from gpt.report import watch as watching
 from gpt.report.judged import Judged
 from gpt.report.watch import watch
@@ -116,6 +117,37 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     assert shown == [200]
     none = look(tmp_path / "never", Clock())
     assert none == ([], [tmp_path / "never"], [])
+
+
+def test_a_log_that_lies_deeper_in_the_folder(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "version_0" / "metrics.csv"
+    old = tmp_path / "logs" / "checkpoints" / "old.ckpt"
+
+    def write(*steps: int) -> None:
+        log.write_text("step,train_loss\n" + "".join(f"{step},2.5\n" for step in steps))
+
+    def begin() -> None:
+        for file in (log, old):
+            file.parent.mkdir(parents=True)
+        old.write_text("weights")
+        write(1, 2)
+
+    clock = Clock(log.parent.parent.mkdir, begin, lambda: write(1, 2, 3), old.unlink)
+    shown, waited, _ = look(tmp_path / "logs", clock)
+    assert waited == [tmp_path / "logs"]
+    assert shown == [2, 3, 3]
+
+
+def test_a_file_that_is_gone_before_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "metrics.csv"
+    log.write_text("step,train_loss\n1,2.5\n")
+    monkeypatch.setattr(watching, "files_below", lambda folder: [log, folder / "gone.ckpt"])
+    assert look(tmp_path, Clock())[0] == [1]
+    monkeypatch.setattr(watching, "files_below", lambda folder: [folder / "gone.ckpt"])
+    with pytest.raises(UserError, match="went away while it was watched"):
+        look(tmp_path, Clock())
 
 
 def test_the_command_watches_to_the_end(tmp_path: Path) -> None:

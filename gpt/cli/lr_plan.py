@@ -144,9 +144,10 @@ def _costs(plan: "RunPlan") -> Iterator[str]:
             "checkpoints come on top"
         )
     elif plan.rough_seconds is not None:
+        about = _hours(float(f"{plan.rough_seconds:.2g}"))
         yield (
-            f"time     about {_hours(float(f'{plan.rough_seconds:.2g}'))} for all steps, by a rough "
-            "estimate that may be several times off; --measure times real ones"
+            f"time     about {about} for all steps, by a rough estimate that may be several times "
+            "off; --measure times real ones"
         )
     yield (
         f"memory   {_bytes(memory.total)} at most: weights {_bytes(memory.weights)}, gradients "

@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a run directory (runs/NAME), or a log that another program wrote",
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page with plots, one file"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page with plots, one file (default for a run of ours: its report.html)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
@@ -126,7 +129,18 @@ def _once(arguments: argparse.Namespace) -> "list[Judged]":
     if arguments.html is not None:
         _write(arguments.html, runs, notes=["\n".join(notes)] if notes else [])
         say(f"wrote {arguments.html}")
+    elif probe is None and len(runs) == 1 and (arguments.runs[0] / "config.yaml").is_file():
+        _refresh(arguments.runs[0] / "report.html", runs)
     return runs
+
+
+def _refresh(page: Path, runs: "list[Judged]") -> None:
+    """Writes a run's own page, where its folder takes one."""
+    try:
+        _write(page, runs)
+    except UserError:
+        return  # somebody else's run: it was read, and that was asked for
+    say(f"wrote {page}")
 
 
 def _watch(arguments: argparse.Namespace) -> "list[Judged]":

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from gpt.errors import UserError
 from gpt.foreign.assemble import assemble
 from gpt.foreign.console import ConsoleReader
 from gpt.foreign.events import MARK, is_event_file, read_events
-from gpt.foreign.lines import HEAD_BYTES, check_size, read_lines, text_encoding, unreadable
+from gpt.foreign.lines import (
+    HEAD_BYTES,
+    LINE_CHARACTERS,
+    breaks_off,
+    check_size,
+    read_lines,
+    text_encoding,
+    unreadable,
+)
 from gpt.foreign.objects import json_lines, parse, read_document, read_objects
 from gpt.foreign.tables import find_layout, read_table
 from gpt.history import History, history_of, read_run
-from gpt.metrics import METRICS_NAME, Record, read_records
+from gpt.metrics import METRICS_NAME, read_records
 
 STATE_NAME = "trainer_state.json"
 _OUR_KINDS = ("train", "eval", "event", "layers")
@@ -60,7 +69,7 @@ def _read_folder(folder: Path) -> History:
     state = _trainer_state(folder)
     if state is not None:
         return replace(_read_file(state), name=_name(folder))
-    files = _files_below(folder)
+    files = files_below(folder)
     events = [file for file in files if MARK in file.name]
     tables = [file for file in files if file.name in _KNOWN_NAMES]
     if len(tables) == 1:
@@ -88,7 +97,8 @@ def _trainer_state(folder: Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in those in it; UserError for more than one run can have."""
     files: list[Path] = []
     for place, _, names in os.walk(folder):
         files += [Path(place) / name for name in names]
@@ -100,10 +110,13 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> History:
-    size = path.stat().st_size
-    check_size(path, size)
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
+    if _is_ours(path):
+        if path.name == METRICS_NAME:
+            return read_run(path.parent)
+        return replace(history_of(read_records(path), name=_name(path)), path=path)
+    check_size(path, path.stat().st_size)
     if is_event_file(head):
         return assemble(read_events([path], path.parent), path, "tensorboard", _name(path))
     encoding = text_encoding(path, head)
@@ -112,11 +125,22 @@ def _read_file(path: Path) -> History:
         return found
     layout = find_layout(read_lines(path, encoding))
     if layout is not None:
-        table = read_table(read_lines(path, encoding), layout, path.name)
+        table = read_table(path, encoding, layout)
+        table.breaks_off = breaks_off(path)
         return assemble(table, path, "csv", _name(path))
     reader = ConsoleReader()
     sheet = reader.read(read_lines(path, encoding))
+    sheet.breaks_off = breaks_off(path)
     return assemble(sheet, path, "nanogpt" if reader.nanogpt else "console", _name(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the file begins as a log of ours, which may be longer, and torn in other ways."""
+    with path.open("rb") as file:
+        head = file.read(2 * LINE_CHARACTERS).decode("utf-8-sig", errors="replace")
+    found = map(parse, islice((line for line in head.split("\n") if line.strip()), 2))
+    first = next((value for value in found if isinstance(value, dict)), {})
+    return first.get("kind") in _OUR_KINDS
 
 
 def _read_json(path: Path, encoding: str) -> History | None:
@@ -129,21 +153,11 @@ def _read_json(path: Path, encoding: str) -> History | None:
     if not first.startswith(("{", "[")):
         return None
     value = parse(first)
-    following = parse(second)
-    one = value if isinstance(value, dict) else following if isinstance(following, dict) else None
-    if one is not None and (second or one.get("kind") in _OUR_KINDS):
-        return _read_lines_of_json(path, encoding, one)
+    if second and any(isinstance(line, dict) for line in (value, parse(second))):
+        sheet = read_objects(json_lines(read_lines(path, encoding)))
+        return assemble(sheet, path, "jsonl", _name(path))
     whole = first in ("{", "[") or first[1:].lstrip().startswith(('"', "{", "["))
     if value is None and not whole:
         return None
     sheet, source = read_document(path, encoding)
     return assemble(sheet, path, source, _name(path))
-
-
-def _read_lines_of_json(path: Path, encoding: str, first: Record) -> History:
-    if first.get("kind") in _OUR_KINDS:
-        if path.name == METRICS_NAME:
-            return read_run(path.parent)
-        return replace(history_of(read_records(path), name=_name(path)), path=path)
-    sheet = read_objects(json_lines(read_lines(path, encoding)))
-    return assemble(sheet, path, "jsonl", _name(path))

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from gpt.errors import UserError
 
@@ -54,7 +55,10 @@ def check_size(path: Path, size: int) -> None:
 
 
 def text_encoding(path: Path, head: bytes) -> str:
-    """How the file whose first bytes are given is written; UserError if it is no text."""
+    """How the file whose first bytes are given is written; UserError if it is no text.
+
+    Zeros at its end are what a crash leaves of lines that the disk had no time to take.
+    """
     for mark, encoding in _BOMS.items():
         if head.startswith(mark):
             return encoding
@@ -62,22 +66,42 @@ def text_encoding(path: Path, head: bytes) -> str:
         raise unreadable(path, "it is compressed, unpack it first")
     if head.startswith(b":W&B"):
         raise unreadable(path, "it is W&B's own file, give files/output.log beside it, or a CSV")
+    head = head.rstrip(b"\0")
     text = head.decode("utf-8", errors="replace")
     odd = sum(c == "\ufffd" or (c < " " and c not in "\t\n\r\x1b\b\f") for c in text)
-    if b"\0" in head or odd > 0.1 * len(text):
+    if not head or b"\0" in head or odd > 0.1 * len(text):
         raise unreadable(path, "it is binary")
     return "utf-8"
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[str]:
-    """The lines without their ends; a carriage return ends one too, as progress bars use it."""
+    """The lines without their ends; a carriage return ends one too, as progress bars use it.
+
+    Zeros around a line are left out, see `text_encoding`.
+    """
     with path.open(encoding=encoding, errors="replace", newline=None) as file:
         whole = True
         while line := file.readline(LINE_CHARACTERS):
             ends = line.endswith("\n")
             if whole:
-                yield line.rstrip("\n")
+                yield line.rstrip("\n").strip("\0")
             whole = ends
+
+
+def breaks_off(path: Path) -> bool:
+    """Whether the file ends in the middle of a line, as one that is being written may."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - HEAD_BYTES))
+        return not file.read().rstrip(b"\0").endswith((b"\n", b"\r"))
+
+
+def comma_in(text: str) -> Literal["decimal", "thousands", "either"] | None:
+    """What the comma in a number stands before, as far as the number alone tells; None: no such."""
+    text = text.strip().strip("\"'%").strip()
+    grouped = _GROUPED.fullmatch(text) is not None
+    if not _DECIMAL_COMMA.fullmatch(text):
+        return "thousands" if grouped and "," in text else None
+    return "either" if grouped and not text.lstrip("+-").startswith("0,") else "decimal"
 
 
 def parse_number(text: str, *, decimal_comma: bool = False) -> float | None:

@@ -49,6 +49,7 @@ class Sheet:
         total_steps: the planned length, where a line says it.
         vocab_size: where a line says it.
         tokens_per_step: where a line says it.
+        breaks_off: whether the log ends in the middle of a line.
         notes: what the reader has to tell.
     """
 
@@ -61,6 +62,7 @@ class Sheet:
         self.total_steps: int | None = None
         self.vocab_size: int | None = None
         self.tokens_per_step: int | None = None
+        self.breaks_off = False
         self.notes: list[str] = []
 
     def add(self, cells: Iterable[tuple[str, float]]) -> None:

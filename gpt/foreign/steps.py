@@ -24,7 +24,7 @@ class Steps:
 
     Attributes:
         step: by row; nan before the first one that is known.
-        counts: by row; False for what a restart replaced.
+        counts: by row; False for what a restart replaced, and for a torn line.
         total: the planned length as the step's own column tells it, `n/m`.
     """
 
@@ -45,8 +45,13 @@ def number_rows(sheet: Sheet, main: Rows, measured: Rows) -> Steps:
         rows = np.arange(1, sheet.rows + 1, dtype=np.float64)
         return Steps(rows, np.ones(sheet.rows, bool))
     step = _merged(sheet, columns)
-    missing = int(np.isnan(step[measured]).sum())
+    unknown = np.isnan(step)
     step = _carried_on(step)
+    torn = sheet.breaks_off and _is_torn(step, unknown, main, measured)
+    if torn:
+        sheet.notes.append("the last line breaks off before the end of its step: it was left out")
+        main, measured = main[main < sheet.rows - 1], measured[:-1]
+    missing = int(unknown[measured].sum())
     if missing:
         sheet.notes.append(
             f"lines with a loss and without a step: {missing:,}; they count as the step before"
@@ -59,8 +64,25 @@ def number_rows(sheet: Sheet, main: Rows, measured: Rows) -> Steps:
         sheet.notes.append(
             "the steps are counted anew in each epoch: here the epochs stand behind one another"
         )
-        return Steps(anew, np.ones(sheet.rows, bool))
-    return Steps(step, _surviving(sheet, step, main), total)
+        step, total = anew, None
+        counts = np.ones(sheet.rows, bool)
+    else:
+        counts = _surviving(sheet, step, main)
+    if torn:
+        counts[-1] = False
+    return Steps(step, counts, total)
+
+
+def _is_torn(step: Column, unknown: Mask, main: Rows, measured: Rows) -> bool:
+    """Whether the last row is a line cut short: a 20 that would have become 2000 is no restart.
+
+    So is the only row whose step is unknown, if it follows on the others.
+    """
+    last = len(step) - 1
+    if len(measured) < 2 or measured[-1] != last:
+        return False
+    lacks = unknown[last] and main[-1] == last and not unknown[measured[:-1]].any()
+    return bool(lacks or step[last] < step[measured[-2]])
 
 
 def _by_worth(sheet: Sheet, measured: Rows) -> list[Cells]:

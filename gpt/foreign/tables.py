@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
-from gpt.foreign.lines import parse_number
+from gpt.foreign.lines import comma_in, parse_number, read_lines
 from gpt.foreign.names import meaning
 from gpt.foreign.sheet import Sheet
 
@@ -16,7 +17,12 @@ _DELIMITERS = ("\t", ";", ",")
 _MOST_CELLS = 65_536
 # What W&B adds to a metric when it draws fewer points than there are.
 _AGGREGATE = re.compile(r".+__(MIN|MAX|STD|STDERR|AVG|VAR)")
+_POINTED = re.compile(r"\d{1,3}(?:\.\d{3})+")
+_COMMA = re.compile(r"\d,\d")
 _LOSSES = ("loss", "val_loss", "ppl", "val_ppl", "val_bpb")
+# What is hardly ever a thousand, and what is never a fraction.
+_SMALL = {"loss", "val_loss", "train_loss", "bpb", "val_bpb", "lr", "grad_norm", "epoch", "mfu"}
+_COUNTS = {"step", "tokens", "total_steps"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,8 @@ def _are_rows(lines: list[str], delimiter: str, width: int) -> bool:
     """Whether any line has as many cells as the header, with a number among them."""
     for line in lines:
         cells = _split(line, delimiter)
-        comma = delimiter != ","
         if len(cells) == width and any(
-            parse_number(cell, decimal_comma=comma) is not None for cell in cells
+            parse_number(cell, decimal_comma=True) is not None for cell in cells
         ):
             return True
     return False
@@ -71,12 +76,12 @@ def _split(line: str, delimiter: str) -> list[str]:
         return line.replace('"', "").split(delimiter)
 
 
-def read_table(lines: Iterator[str], layout: Layout, name: str) -> Sheet:
-    """Takes the numbers of a table; `name` is the file's, which may tell what its values are."""
+def read_table(path: Path, encoding: str, layout: Layout) -> Sheet:
+    """Takes the numbers of a table; the file's name may tell what its values are."""
     sheet = Sheet()
-    picked = _columns(layout.header, sheet, name)
-    comma = layout.delimiter != ","
-    for line in islice(lines, layout.at + 1, None):
+    picked = _columns(layout.header, sheet, path.name)
+    written = _find_marks(read_lines(path, encoding), layout, picked)
+    for line in islice(read_lines(path, encoding), layout.at + 1, None):
         if not line.strip():
             continue
         cells = _split(line, layout.delimiter)
@@ -84,12 +89,56 @@ def read_table(lines: Iterator[str], layout: Layout, name: str) -> Sheet:
         for place, spelled in picked:
             if place >= len(cells):
                 break
-            number = parse_number(cells[place], decimal_comma=comma)
+            number = written.number(place, cells[place])
             if number is not None:
                 row.append((spelled, number))
         if row:
             sheet.add(row)
     return sheet
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """How a table writes numbers: columns, by place, in which a comma or a point means the other.
+
+    Attributes:
+        decimal: a comma stands before decimals: `4,25`.
+        pointed: points part thousands: `1.000`.
+    """
+
+    decimal: set[int]
+    pointed: set[int]
+
+    def number(self, place: int, cell: str) -> float | None:
+        """The number in a cell of the column at `place`."""
+        if place in self.pointed and _POINTED.fullmatch(cell.strip(' "')):
+            cell = cell.replace(".", "")
+        return parse_number(cell, decimal_comma=place in self.decimal)
+
+
+def _find_marks(lines: Iterator[str], layout: Layout, picked: list[tuple[int, str]]) -> _Marks:
+    """Looks through a table for what its commas and points mean.
+
+    Where a column has only numbers like 1,234 its name decides: a loss is no thousand. Of others
+    it is what it is elsewhere in the file.
+    """
+    told: dict[int, set[str | None]] = {place: set() for place, _ in picked}
+    in_quotes = layout.delimiter == ","
+    for line in islice(lines, layout.at + 1, None):
+        if (not in_quotes or '"' in line) and _COMMA.search(line):
+            cells = _split(line, layout.delimiter)
+            for place in told:
+                if place < len(cells) and "," in cells[place]:
+                    told[place].add(comma_in(cells[place]))
+    sure = {place for place, kinds in told.items() if "decimal" in kinds}
+    unsure = {
+        place for place, kinds in told.items() if "either" in kinds and "thousands" not in kinds
+    }
+    named = {place: found.name for place, cell in picked if (found := meaning(cell))}
+    small = {place for place, name in named.items() if name in _SMALL or name.startswith("lrs/")}
+    counts = {place for place, name in named.items() if name in _COUNTS}
+    decimal = sure | (unsure & small) | (unsure - counts if sure else set())
+    return _Marks(decimal, counts - decimal if decimal else set())
 
 
 def _columns(header: tuple[str, ...], sheet: Sheet, name: str) -> list[tuple[int, str]]:

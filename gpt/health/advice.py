@@ -1,22 +1,37 @@
-"""What to type next: commands that fit the run, or words where there is no config of ours."""
+"""What to type next: commands that fit the run, or words where there is no config of ours.
+
+A command comes first and whole, so that the line can be pasted; words on it stand behind a ` # `.
+"""
 
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
+from typing import Literal
 
+from gpt.config import Config
+from gpt.configfile import under_new_name
 from gpt.history import History
 from gpt.lr.rates import rate_options
 
 
 def train_command(history: History, *changes: str, name: str = "") -> str:
-    """A gpt-train that repeats the run with some keys changed, under another name."""
+    """A gpt-train that repeats the run with some keys changed, under another name.
+
+    Without a name it goes on with the run. Empty where there is no config of ours.
+    """
     config = history.config
     if config is None:
         return ""
-    run = history.path or Path(config.run.dir) / config.run.name
-    words = [f"gpt-train --config {quote(str(run / 'config.yaml'))}", *changes]
-    if name:
-        words.append(f"--run.name {quote(f'{config.run.name}-{name}')}")
-    return " ".join(words)
+    run = _folder(history, config)
+    place = under_new_name(config, name) if name else place_options(config, run)
+    return " ".join([f"gpt-train --config {_config_file(run)}", *changes, *map(quote, place)])
+
+
+def place_options(config: Config, run: Path) -> list[str]:
+    """What has a run go on in its own folder, if its config names another place than that."""
+    run = run.resolve()
+    if (Path(config.run.dir) / config.run.name).resolve() == run:
+        return []
+    return ["--run.dir", str(run.parent), "--run.name", run.name]
 
 
 def rate_command(history: History, factor: float) -> str:
@@ -37,5 +52,29 @@ def find_command(history: History) -> str:
     config = history.config
     if config is None:
         return "gpt-lr find --config CONFIG.yaml"
-    run = history.path or Path(config.run.dir) / config.run.name
-    return f"gpt-lr find --config {quote(str(run / 'config.yaml'))}"
+    return f"gpt-lr find --config {_config_file(_folder(history, config))}"
+
+
+def probe_command(history: History, kind: Literal["cooldown", "double"]) -> str:
+    """A probe of the run; empty where there is no config of ours."""
+    config = history.config
+    if config is None:
+        return ""
+    return join(["gpt-report", str(_folder(history, config)), "--probe", kind])
+
+
+def text_command(history: History) -> str:
+    """Shows how the run's text was read; empty where there is no config of ours."""
+    config = history.config
+    if config is None:
+        return ""
+    return f'gpt-data info "$(gpt-data build --config {_config_file(_folder(history, config))})"'
+
+
+def _folder(history: History, config: Config) -> Path:
+    """The run's directory; of one that is being trained the config knows it."""
+    return history.path or Path(config.run.dir) / config.run.name
+
+
+def _config_file(run: Path) -> str:
+    return quote(str(run / "config.yaml"))

@@ -83,17 +83,16 @@ def _before(view: View, step: float) -> str:
 
 
 def _after_nonfinite(view: View, cause: str, *, stopped: bool) -> str:
-    history = view.history
+    history, config = view.history, view.history.config
     if cause == "overflow":
-        return train_command(history, "--train.dtype bf16", name="bf16")
+        return train_command(history, "--train.dtype bf16", name="bf16") or "the same run in bf16"
+    if cause == "batch" and not stopped:
+        return "nothing, if it does not come back: the batch was passed over"
     if cause == "batch":
-        return (
-            "gpt-data info on the run's data folder, to look at the text; then "
-            + train_command(history)
-            if stopped
-            else "nothing, if it does not come back: the batch was passed over"
-        )
-    config = history.config
+        if config is None:
+            return "the same run with a larger train.skip_limit, which passes over more batches"
+        more = train_command(history, f"--train.skip_limit {2 * config.train.skip_limit + 1}")
+        return f"{more} # passes over more batches in a row"
     if config is not None and history.last_step >= config.checkpoint.every_steps:
         return train_command(
             history, "--rate override", *rate_options(config, config.optimizer.lr / 3)
@@ -194,12 +193,17 @@ def throughput(view: View) -> Iterator[Finding]:
         id="throughput",
         first_step=step,
         last_step=over,
-        evidence=f"{now:,.0f} {unit} from step {step:,} on, {before:,.0f} before"
+        evidence=f"{_speed(now)} {unit} from step {step:,} on, {_speed(before)} before"
         + (f"; over at step {over:,}" if over else ""),
         cause=cause,
-        next="top (or nvidia-smi), to see what else runs on the machine",
+        next="top # or nvidia-smi: what else runs on the machine?",
         numbers={"before": before, "now": now, **numbers},
     )
+
+
+def _speed(value: float) -> str:
+    """A speed in three digits, or in all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _medians_before(values: Column) -> Column:

@@ -32,7 +32,7 @@ class Finding:
         last_step: where it ended; None while it goes on.
         evidence: what was measured, in numbers.
         cause: the likely reason, in words.
-        next: a command to type.
+        next: a command to type, remarks behind a #; words where there is none.
         numbers: the evidence for programs.
     """
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpt.health.advice import train_command
+from gpt.health.advice import probe_command, text_command, train_command
 from gpt.health.finding import Finding
 from gpt.health.view import AT_CHANCE, MAD_TO_SIGMA, View, is_a_guess, theil_sen
 from gpt.history import Column, Rows
@@ -62,9 +62,15 @@ def stuck_at_chance(view: View) -> Iterator[Finding]:
         first_step=int(view.steps[half][0]),
         evidence=f"the loss stands at {end:.3f} up to step {int(peak_end):,}; {place}",
         cause=cause,
-        next="gpt-data info on the run's data folder: does the decoded text read as it should?",
+        next=_look_at_the_text(view),
         numbers={"loss": end},
     )
+
+
+def _look_at_the_text(view: View) -> str:
+    """To see whether the text is what it should be."""
+    command, question = text_command(view.history), "does the decoded text read as it should?"
+    return f"{command} # {question}" if command else f"look at a batch: {question}"
 
 
 def plateau(view: View) -> Iterator[Finding]:
@@ -99,7 +105,7 @@ def plateau(view: View) -> Iterator[Finding]:
         evidence=f"the loss stands at {level:.3f} over the last {int(span):,} steps: with 95 % "
         f"certainty it changed by less than {most:.3f}",
         cause="nothing left to learn at this size, from this text, or at this noise",
-        next=f"gpt-report {view.history.path} --probe cooldown, which tells noise from capacity"
+        next=f"{probe_command(view.history, 'cooldown')} # tells noise from capacity"
         if view.history.config
         else "a decay of the rate over some steps tells noise from capacity",
         numbers={"level": level, "change": most},
@@ -157,7 +163,7 @@ def _against_overfitting(view: View, best_step: int) -> str:
         changes.append("--model.dropout 0.2")
     return (
         train_command(view.history, *changes, name="dropout")
-        + "; more text helps more; gpt-infer takes the best checkpoint anyway"
+        + " # more text helps more; gpt-infer takes the best checkpoint anyway"
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt.config import Config
-from gpt.health.advice import find_command, rate_command, train_command
+from gpt.health.advice import find_command, probe_command, rate_command, train_command
 from gpt.health.finding import Finding
 from gpt.health.view import AT_CHANCE, PEAK_SHARE, View, half_widths, is_a_guess, theil_sen
 from gpt.history import Column, Rows
@@ -46,6 +46,7 @@ EARLY_NATS = 0.12
 SOON_BACK = 0.15  # of the run: what takes longer to come back is no matter of the warmup
 LATE_BACK = 0.5  # the same where the log shows that the rate was full at once
 EARLY_NOISE = 0.3  # of what is known: the noise of single steps is judged after it
+LAST_LINES = 3
 LEVEL = 0.98  # of the peak: a rate that has not begun to come down
 UNDECAYED = 0.5  # of the peak, at the end of a run
 LATE = 0.82  # share of the run by which a decay should have begun
@@ -373,20 +374,34 @@ def _warmup(config: Config | None, steps: int) -> list[str]:
     return words
 
 
+def last_rate(view: View) -> float | None:
+    """The rate at the end of what is known; None where the last lines do not tell it."""
+    rates = view.lr[-LAST_LINES:]
+    rates = rates[np.isfinite(rates)]
+    return float(rates[-1]) if rates.size else None
+
+
+def is_level(view: View) -> bool:
+    """Whether a log that is whole ends at its highest rate; another may be on its way down."""
+    last = last_rate(view)
+    if last is None or not view.history.finished:
+        return False
+    return bool(last > LEVEL * np.nanmax(view.lr))
+
+
 def no_decay(view: View) -> Iterator[Finding]:
     """A run that ends, or is about to, at its full rate."""
     if view.progress < LATE or len(view.loss) < 20:
         return
-    history, rates = view.history, view.lr[np.isfinite(view.lr)]
-    if not rates.size:
+    history, last = view.history, last_rate(view)
+    if last is None or (history.total_steps is None and not is_level(view)):
         return
-    peak = view.planned_peak or float(rates.max())
-    if history.total_steps is None and not (history.finished and rates[-1] > LEVEL * peak):
-        return  # it may be on its way down
+    peak = view.planned_peak or float(np.nanmax(view.lr))
     if view.last < view.warmup_end + 0.2 * view.total or not peak > 0:
         return
-    end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else float(rates[-1])
-    if end < UNDECAYED * peak or float(np.nanmin(view.lr[view.settled])) < PEAK_SHARE * peak:
+    end = view.plan.rate(view.plan.total_steps - 1, peak) if view.plan else last
+    settled = view.lr[view.settled & np.isfinite(view.lr)]
+    if end < UNDECAYED * peak or not settled.size or settled.min() < PEAK_SHARE * peak:
         return
     slope = slope_left(view, recent_peak(view))
     more = ""
@@ -402,9 +417,9 @@ def no_decay(view: View) -> Iterator[Finding]:
         evidence=f"the rate ends at {end:.2e}, {100 * end / peak:.0f} % of its peak{more}",
         cause="a rate that is never lowered leaves the loss above what the weights already hold: a "
         "decay over the last fifth usually gives 1 to 5 %",
-        next=f"gpt-report {history.path} --probe cooldown, to measure it; then "
-        + train_command(history, remedy, "--schedule.min_lr 0", name="decayed")
-        if config and history.path
+        next=train_command(history, remedy, "--schedule.min_lr 0", name="decayed")
+        + f" # what it would give: {probe_command(history, 'cooldown')}"
+        if config
         else "go on for a tenth of the steps while the rate falls to 0",
         numbers={"end_share": end / peak},
     )

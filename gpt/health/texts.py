@@ -65,7 +65,8 @@ def wrong_tokenizer(view: View) -> Iterator[Finding]:
         f"uses {100 * used:.0f} %",
         cause="the tokenizer was made for other text (another language or script): it falls back "
         "to single bytes",
-        next=train_command(view.history, "--tokenizer.kind bpe", name="bpe"),
+        next=train_command(view.history, "--tokenizer.kind bpe", name="bpe")
+        or "a tokenizer that is trained on this text",
         numbers={"bytes_per_token": each, "used_share": used},
     )
 

@@ -168,6 +168,9 @@ def _update(history: History) -> Iterator[Chart]:
 
 
 def _maps(history: History) -> Iterator[Chart]:
+    rows = np.arange(len(history.layers))
+    if len(rows) > MOST_COLUMNS:
+        rows = np.unique(np.linspace(0, len(rows) - 1, MOST_COLUMNS).astype(int))
     for column, title, about, unit in (
         (
             "update_ratio",
@@ -183,27 +186,25 @@ def _maps(history: History) -> Iterator[Chart]:
         ),
     ):
         found = {
-            name: np.where(values > 0, values, np.nan)
+            name: np.where(values[rows] > 0, values[rows], np.nan)
             for name, values in history.layers.named(column).items()
         }
         found = {name: values for name, values in found.items() if np.isfinite(values).any()}
         if found:
-            yield _map(history.layers, f"{column.replace('_', '-')}-map", title, about, unit, found)
+            identifier, steps = f"{column.replace('_', '-')}-map", history.layers["step"][rows]
+            yield _map(steps, identifier, title, about, unit, found)
 
 
 def _map(
-    layers: Table, identifier: str, title: str, about: str, unit: str, found: dict[str, Column]
+    steps: Column, identifier: str, title: str, about: str, unit: str, found: dict[str, Column]
 ) -> Chart:
     names = list(found)
     if len(names) > MOST_ROWS:
         kept = np.unique(np.linspace(0, len(names) - 1, MOST_ROWS).astype(int))
         names = [names[index] for index in kept]
         about += f" Of {len(found):,} parameters {len(names):,} are shown."
-    columns = np.arange(len(layers))
-    if len(columns) > MOST_COLUMNS:
-        columns = np.unique(np.linspace(0, len(columns) - 1, MOST_COLUMNS).astype(int))
-    values = [found[name][columns] for name in names]
-    figure = map_figure([_short(name) for name in names], layers["step"][columns], values, unit)
+    values = [found[name] for name in names]
+    figure = map_figure([_short(name) for name in names], steps, values, unit)
     last = {name: float(row[np.isfinite(row)][-1]) for name, row in zip(names, values, strict=True)}
     most, least = max(last, key=lambda n: last[n]), min(last, key=lambda n: last[n])
     summary = (

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.config import Config
+from gpt.configfile import under_new_name
+from gpt.health.advice import place_options
 from gpt.lr.rates import rate_options
 from gpt.plan import Plan
 from gpt.report.limits import Remedy
@@ -27,7 +29,8 @@ def next_command(at: Standing, remedy: Remedy, steps: int) -> str:
     """What to type for a run that was probed with `steps` a branch."""
     file, config = str(at.run / "config.yaml"), at.config
     probe = ["gpt-report", str(at.run), "--probe", "double"]
-    go_on = ["gpt-train", "--config", file]
+    train = ["gpt-train", "--config", file]
+    go_on = [*train, *place_options(config, at.run)]
     left = at.newest < at.plan.total_steps
     match remedy:
         case "decay" if not _decays(at.plan):
@@ -46,10 +49,10 @@ def next_command(at: Standing, remedy: Remedy, steps: int) -> str:
             words = ["gpt-lr", "find", "--config", file]
         case "larger":
             wider = ["--model.n_embd", str(2 * config.model.n_embd)]
-            words = [*go_on, *_anew(config, "wider"), *wider]
+            words = [*train, *under_new_name(config, "wider"), *wider]
         case "regularise":
             dropout = min(0.5, config.model.dropout + _DROPOUT)
-            words = [*go_on, *_anew(config, "dropout"), "--model.dropout", f"{dropout:g}"]
+            words = [*train, *under_new_name(config, "dropout"), "--model.dropout", f"{dropout:g}"]
         case "double":
             words = probe
         case "longer":
@@ -74,12 +77,4 @@ def _decay_now(config: Config, newest: int, steps: int) -> list[str]:
     for name in ("max_tokens", "max_epochs"):
         if getattr(config.train, name) is not None:
             words += [f"--train.{name}", "null"]
-    return words
-
-
-def _anew(config: Config, suffix: str) -> list[str]:
-    """Another run beside this one."""
-    words = ["--run.name", f"{config.run.name}-{suffix}"]
-    if config.schedule.restart_step is not None:
-        words += ["--schedule.restart_step", "null"]
     return words

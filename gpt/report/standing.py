@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from gpt.config import Config
 from gpt.files import open_plain
+from gpt.health.advice import place_options
 from gpt.history import History
 from gpt.metrics import Record
 
@@ -38,9 +41,9 @@ class Standing:
 
 def standing(history: History) -> Standing:
     """Judges from the log, and for a run of ours from its directory and its lock."""
-    ours = history.source == "gpt-train" and history.config is not None
-    if ours and history.path is not None:
-        return _of_ours(history, history.path)
+    config, run = history.config, history.path
+    if history.source == "gpt-train" and config is not None and run is not None:
+        return _of_ours(history, config, run)
     at, total = history.last_step, history.total_steps
     if total is not None and at < total and not history.finished:
         return Standing("stopped", f"its log ends at step {at:,} of {total:,}")
@@ -68,16 +71,18 @@ def is_running(run: Path) -> bool:
     return False
 
 
-def _of_ours(history: History, run: Path) -> Standing:
+def _of_ours(history: History, config: Config, run: Path) -> Standing:
     at, total = history.last_step, history.total_steps
-    go_on = shlex.join(["gpt-train", "--config", str(run / "config.yaml")])
+    again = ["gpt-train", "--config", str(run / "config.yaml"), *place_options(config, run)]
+    go_on = shlex.join(again)
     if is_running(run):
         return Standing("running", "still running" if at else "running; no step is logged yet")
     if not len(history.train) and not len(history.evals):
         return Standing("waiting", "not begun: no step is logged", go_on, "trains it")
     if history.finished and total is not None and at >= total:
-        command, longer = _longer(history.config, run, at)
-        return Standing("finished", f"finished: all {total:,} steps are done", command, longer)
+        longer = shlex.join([*again, *_longer(config, at)])
+        words = f"finished: all {total:,} steps are done"
+        return Standing("finished", words, longer, "would train it to twice its length")
     ending = _ending(history)
     if ending.get("event") == "diverged":
         words = f"stopped after step {at:,}: the {ending.get('what', 'loss')} was no finite number"
@@ -85,7 +90,8 @@ def _of_ours(history: History, run: Path) -> Standing:
     if history.finished:
         reason = ending.get("how")
         why = f": {reason}" if reason else ""
-        return Standing("finished", f"finished at step {at:,}{why}", go_on, _from(run))
+        further = shlex.join([*again, *_beyond(history, config, str(reason))])
+        return Standing("finished", f"finished at step {at:,}{why}", further, _from(run))
     return Standing("stopped", f"stopped at step {at:,}", go_on, _from(run))
 
 
@@ -108,20 +114,25 @@ def _from(run: Path) -> str:
     return f"goes on from step {int(whole[-1].name.removeprefix('step-')):,}"
 
 
-def _longer(config: Config | None, run: Path, steps: int) -> tuple[str, str]:
-    """The command that trains a finished run on, to twice its length."""
-    train = config.train if config else None
-    limits: dict[str, float | None] = {}
-    if train is not None:
-        limits = {
-            "max_steps": train.max_steps,
-            "max_tokens": train.max_tokens,
-            "max_epochs": train.max_epochs,
-        }
-    words = ["gpt-train", "--config", str(run / "config.yaml")]
-    for key, value in limits.items():
-        if value is not None:
-            words += [f"--train.{key}", f"{2 * value:.12g}"]
-    if len(words) == 3:
-        words += ["--train.max_steps", str(2 * steps)]
-    return shlex.join([*words, "--rate", "extend"]), "would train it to twice its length"
+def _beyond(history: History, config: Config, reason: str) -> list[str]:
+    """The options without which the run would end again where it did."""
+    limit = config.train.max_time_s
+    if "max_time_s" in reason and limit is not None:
+        known = history.train["time_s"] if "time_s" in history.train else np.empty(0)
+        taken = float(np.nanmax(known, initial=limit))
+        return ["--train.max_time_s", f"{taken + limit:.6g}"]
+    return ["--eval.patience", "null"] if "patience" in reason else []
+
+
+def _longer(config: Config, steps: int) -> list[str]:
+    """The options that train a finished run on, to twice its length."""
+    train = config.train
+    limits = {
+        "max_steps": train.max_steps,
+        "max_tokens": train.max_tokens,
+        "max_epochs": train.max_epochs,
+    }
+    twice = {name: f"{2 * value:.12g}" for name, value in limits.items() if value is not None}
+    twice = twice or {"max_steps": str(2 * steps)}
+    words = [word for name, text in twice.items() for word in (f"--train.{name}", text)]
+    return [*words, "--rate", "extend"]

@@ -115,9 +115,13 @@ def clipped_share(train: Table) -> float | None:
 
 
 def _running_mean(values: Column, window: int) -> Column:
-    """Means of `window` values that follow one another."""
-    sums: Column = np.cumsum(np.concatenate([[0.0], values]))
-    means: Column = (sums[window:] - sums[:-window]) / window
+    """Means of `window` values that follow one another, each summed alone.
+
+    In a sum of all, what comes after one enormous value would be lost.
+    """
+    if len(values) < window:
+        return np.empty(0)
+    means: Column = np.lib.stride_tricks.sliding_window_view(values, window).mean(axis=1)
     return means
 
 

@@ -59,11 +59,15 @@ def wrapped(label: str, text: str, width: int, heading: str | None = None) -> li
     above = []
     if heading is not None and len(shown(heading)) >= _INDENT:
         above, start = [shown(heading)], " " * _INDENT
-    return above + textwrap.wrap(
+    return above + _wrapped(text, width, start, " " * _INDENT)
+
+
+def _wrapped(text: str, width: int, start: str, following: str) -> list[str]:
+    return textwrap.wrap(
         text,
         max(width, _INDENT + 20),
         initial_indent=start,
-        subsequent_indent=" " * _INDENT,
+        subsequent_indent=following,
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -72,24 +76,28 @@ def wrapped(label: str, text: str, width: int, heading: str | None = None) -> li
 def command(label: str, text: str, width: int) -> list[str]:
     """A command beside its label; broken so that it can be pasted whole.
 
-    Text that is no command is wrapped as text.
+    What is said of it, behind a `#`, stands on lines of its own. Text that is no command is wrapped
+    as text.
     """
     if not _COMMAND.match(text) or "\n" in text:
         return wrapped(label, text, width)
+    typed = _WORD.findall(shown(text))
+    remark = typed.index("#") if "#" in typed else len(typed)
     lines, line = [], shown(label).ljust(_INDENT)
     room = max(width, _INDENT + 20) - 2
-    for piece in _pieces(shown(text)):
+    for piece in _pieces(typed[:remark]):
         if len(line) > _INDENT and len(line) + len(piece) + 1 > room:
             lines.append(f"{line} \\")
             line = " " * (_INDENT + 2)
         line += piece if line.endswith(" ") else f" {piece}"
-    return [*lines, line]
+    start = f"{'':{_INDENT}}# "
+    return [*lines, line, *_wrapped(" ".join(typed[remark + 1 :]), width, start, start)]
 
 
-def _pieces(text: str) -> list[str]:
+def _pieces(typed: Sequence[str]) -> list[str]:
     """The words of a command, an option together with its value."""
     pieces: list[str] = []
-    for word in _WORD.findall(text):
+    for word in typed:
         before = pieces[-1] if pieces else ""
         if before.startswith("--") and " " not in before and not word.startswith("--"):
             pieces[-1] += f" {word}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt.errors import UserError
+from gpt.foreign import files_below
 from gpt.metrics import METRICS_NAME
 from gpt.report.judged import Judged, has_not_begun, judge, open_history
 from gpt.report.standing import is_running
@@ -63,7 +64,7 @@ def _has_begun(path: Path) -> bool:
         return (path / METRICS_NAME).stat().st_size > 0
     if path.is_file():
         return path.stat().st_size > 0
-    return path.exists() and not has_not_begun(path) and any(path.iterdir())
+    return path.exists() and not has_not_begun(path) and bool(files_below(path))
 
 
 def _goes_on(path: Path) -> bool:
@@ -74,14 +75,19 @@ def _goes_on(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> Stamp:
-    """Size and time of the log's files."""
+    """Size and time of the log's files: of a folder all, since the log may lie deeper in it."""
     log = path / METRICS_NAME
-    files = [log] if log.is_file() else [path] if path.is_file() else sorted(path.iterdir())
-    stamps = []
-    for file in files:
-        try:
-            found = file.stat()
-        except OSError:
-            raise UserError(f"{file}: went away while it was watched; start again") from None
-        stamps.append((found.st_size, found.st_mtime_ns))
+    files = [log] if log.is_file() else files_below(path) if path.is_dir() else [path]
+    stamps = [stamp for file in files if (stamp := _stamp_of(file)) is not None]
+    if not stamps:
+        raise UserError(f"{path}: went away while it was watched; start again")
     return tuple(stamps)
+
+
+def _stamp_of(file: Path) -> tuple[int, int] | None:
+    """Size and time; None for a file that is there no more, such as an old checkpoint."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -38,12 +38,12 @@ def title(finding: Finding) -> str:
 
 def verdict(judged: Judged) -> str:
     """The outcome in a line."""
+    count = len(judged.findings)
+    if count:
+        return "1 finding" if count == 1 else f"{count} findings, the most important first"
     if judged.standing.state == "waiting" or not judged.coverage.signals:
         return "nothing to judge yet"
-    count = len(judged.findings)
-    if count == 0:
-        return HEALTHY
-    return "1 finding" if count == 1 else f"{count} findings, the most important first"
+    return HEALTHY
 
 
 def progress(judged: Judged) -> str:
