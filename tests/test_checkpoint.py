@@ -335,3 +335,17 @@ def test_the_page_names_every_field_that_a_checkpoint_holds(
     version = json.loads((folder / "manifest.json").read_text())["version"]
     assert f"of this format, {version} |" in words
     assert re.findall(r"^\| (\d+) \|", words, re.M) == [str(n + 1) for n in range(version)]
+
+
+def test_a_checkpoint_is_durable_before_it_has_its_name_and_then_its_name_is(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, int]] = []
+
+    def note(path: Path) -> None:
+        folder = path if path.name == "checkpoints" else path.parent
+        synced.append((path.name, len(list(folder.glob("step-*")))))
+
+    monkeypatch.setattr("gpt.checkpoint.sync", note)
+    train(make_config(train__max_steps="2", eval__sample_tokens="0"))
+    assert synced == [(".tmp-step-00000002", 0), ("checkpoints", 1)]

@@ -20,6 +20,7 @@ from gpt.config import Config
 from gpt.data import Batches, open_data
 from gpt.device import rng_state
 from gpt.gauges import Gauge, Moves, NoiseMeter, Pair, inspect, sample_size
+from gpt.guard import SpikeGuard
 from gpt.metrics import MetricsLog
 from gpt.model import GPT
 from gpt.record import Recorder
@@ -435,3 +436,17 @@ def test_a_long_sequence_is_looked_at_in_part(make_config: ConfigMaker) -> None:
     model = model_of(make_config(model__context_len="512"))
     ids = torch.randint(257, (1, 512), generator=torch.Generator().manual_seed(1))
     assert inspect(model, ids) == inspect(model, ids[:, : gpt.gauges.INSPECT_TOKENS])
+
+
+def test_a_step_that_is_not_taken_ends_the_pair(
+    make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, batches = begin(make_config())
+    gauge, guard = Gauge(training.model, training.optimizer), SpikeGuard(6, 5, training.progress)
+    gauge.watch(full=False, first=True)
+    train_step(training, *next(batches), gauge=gauge)
+    monkeypatch.setattr(guard, "outlier", lambda *_: "far above")
+    assert train_step(training, *next(batches), gauge=gauge, guard=guard).skipped
+    gauge.watch(full=False, first=False)
+    train_step(training, *next(batches), gauge=gauge)
+    assert gauge.pair is None

@@ -176,11 +176,13 @@ def test_model_stays_in_its_mode_and_trainable() -> None:
 
 def test_generation_follows_the_weights_of_now() -> None:
     model = build(tie_embeddings=False)
+    sampling = Sampling(temperature=0, max_tokens=2)
+    for samples in (1, 8):
+        assert complete(model, BYTES, ["a"], sampling, samples)[0].tokens != [0, 0]
     with torch.no_grad():
         model.head.weight.zero_()
-        model.head.weight[66] = 0
-    sampling = Sampling(temperature=0, max_tokens=2)
-    assert complete(model, BYTES, ["a"], sampling)[0].tokens == [0, 0]
+    for samples in (1, 8):
+        assert complete(model, BYTES, ["a"], sampling, samples)[0].tokens == [0, 0]
 
 
 def constant_model(*tokens: int) -> GPT:
@@ -459,3 +461,19 @@ def test_any_valid_settings_give_a_text(
 
 
 SMALL = build(context_len=8)
+
+
+def test_top_p_of_a_flat_row_does_not_depend_on_a_peaked_one_beside_it() -> None:
+    flat = torch.zeros(1, 5000) - torch.arange(5000) * 1e-6
+    peaked = torch.where(torch.arange(5000) == 7, 0.0, -30.0)[None]
+    together = keep_likely(torch.cat((peaked, flat)), Sampling(top_p=0.5))
+    assert torch.equal(together[1:], keep_likely(flat, Sampling(top_p=0.5)))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 2}])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_weights_are_named_in_a_batch_too(bad: float, options: dict[str, Any]) -> None:
+    logits = torch.cat((LOGITS, LOGITS))
+    logits[1, 1] = bad
+    with pytest.raises(UserError, match="not finite"):
+        choose(logits, Sampling(**options), [0.5, 0.5], [[], []])

@@ -244,3 +244,11 @@ def test_a_guarded_run_goes_on_as_if_it_had_not_stopped(
     assert final_state(whole, 80) == final_state(parts, 80)
     assert logged(whole) == logged(parts)
     assert len(events(parts, "spike_skipped")) == 1
+
+
+def test_norms_of_zero_and_losses_near_zero_are_judged_without_a_fuss() -> None:
+    zeros = with_history([3.0] * WINDOW, [0.0] + [1.0] * (WINDOW - 1))
+    assert zeros.outlier(3.0, 5.0) == "", "zero has no logarithm: norms are not judged"
+    rounding = with_history([0.0] * WINDOW, [1.0] * WINDOW)
+    assert rounding.outlier(0.005, 1.005) == ""
+    assert rounding.outlier(0.007, 1.0) != ""

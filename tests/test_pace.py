@@ -1,5 +1,6 @@
 """Slow steps are told when they are over, and hanging ones while they hang."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -87,3 +88,16 @@ def test_a_run_tells_of_a_step_that_hangs_and_ends_as_without(
     ]
     assert losses[0] == losses[1]
     assert "hang-watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_hang_is_told_at_ten_times_the_median_and_then_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 1.5, 9.0, 10.0, 20.0, 39.0, 40.0, 100.0, 160.0])
+    monkeypatch.setattr("gpt.pace.time.monotonic", lambda: next(clock))
+    said: list[str] = []
+    watch, looks = HangWatch(said.append), iter([False] * 8 + [True])
+    monkeypatch.setattr(watch._over, "wait", lambda _: next(looks))
+    watch._now = (7, gpt.pace.time.monotonic(), 1.0)
+    watch._watch()
+    assert [re.findall(r"for (\d+) s", line) for line in said] == [["10"], ["40"], ["160"]]

@@ -131,7 +131,7 @@ def test_runs_of_the_same_batches_are_paired() -> None:
 
 
 def test_no_difference_is_said_plainly() -> None:
-    first, second = curve(), curve(name="again", log__every_steps="1")
+    first, second = curve(), curve(shift=1e-9, name="again", log__every_steps="1")
     pair = compare([first, second]).pairs[0]
     assert NO_DIFFERENCE in pair.words()[0]
     assert not pair.gaps[0].record()["is_difference"]

@@ -314,3 +314,9 @@ def test_resume_never_and_must(make_config: ConfigMaker) -> None:
     with pytest.raises(UserError, match="already holds"):
         train(config, resume="never")
     train(config, resume="must")
+
+
+def test_another_number_format_is_refused(make_config: ConfigMaker) -> None:
+    train(make_config(train__dtype="fp32"))
+    with pytest.raises(UserError, match=r"trained with float32.*say --train\.dtype fp32"):
+        train(make_config(train__max_steps="16", train__dtype="bf16"), rate="extend")

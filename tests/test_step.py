@@ -1,16 +1,26 @@
 """Accumulation changes nothing but rounding; clipping, weights and schedule do what they say."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
 from gpt.build import build_training
 from gpt.checkpoint import Progress
-from gpt.data import Batches, open_data
+from gpt.data import Batches, eval_batches, open_data
 from gpt.gauges import Gauge
+from gpt.guard import SpikeGuard
 from gpt.record import note_evaluation
-from gpt.step import OVERFLOW, Evaluation, evaluate, gradient_norm, train_step
+from gpt.step import (
+    OVERFLOW,
+    Evaluation,
+    NonFiniteError,
+    evaluate,
+    gradient_norm,
+    loss_sum,
+    train_step,
+)
 from tests.conftest import ConfigMaker
 
 
@@ -150,3 +160,63 @@ def test_checkpointed_blocks_run_a_second_time(make_config: ConfigMaker) -> None
     assert len(calls) == 2
     evaluate(training, data.val, torch.device("cpu"), lambda: False)
     assert len(calls) == 2 + 2, "an evaluation of two batches keeps nothing"
+
+
+def begun(make_config: ConfigMaker, **changes: str):  # type: ignore[no-untyped-def]
+    config = make_config(**changes)
+    data = open_data(config, progress=False)
+    training, _ = build_training(config, data)
+    return training, data, Batches(data.train, config.model.context_len, config.train.batch_size, 0)
+
+
+def test_bits_per_byte_count_the_bytes_of_each_token(make_config: ConfigMaker) -> None:
+    changes = {"tokenizer__kind": "bpe", "tokenizer__vocab_size": "300"}
+    training, data, _ = begun(make_config, eval__max_tokens="null", **changes)
+    result = evaluate(training, data.val, torch.device("cpu"), lambda: False)
+    assert result is not None
+    ids = data.val.read(1, data.val.n_tokens - 1)
+    n_bytes = sum(len(data.tokenizer.token_bytes(int(token))) for token in ids)
+    assert n_bytes > 1.5 * result.tokens
+    bits = result.loss * result.tokens / math.log(2)
+    assert result.bits_per_byte == pytest.approx(bits / n_bytes)
+
+
+def test_the_standard_error_is_that_of_the_mean_of_batches(make_config: ConfigMaker) -> None:
+    changes = {"model__init": "gpt2", "model__init_std": "0.3"}
+    training, data, _ = begun(make_config, eval__max_tokens="null", **changes)
+    result = evaluate(training, data.val, torch.device("cpu"), lambda: False)
+    assert result is not None
+    with torch.no_grad():
+        means = [
+            float(loss_sum(training.model.eval(), x, y)) / y.numel()
+            for x, y in eval_batches(data.val, 16, 6, None)
+        ]
+    assert result.standard_error == pytest.approx(statistics.stdev(means) / len(means) ** 0.5)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_step_of_fp16_that_is_not_taken_leaves_the_scaler_ready(
+    broken: bool, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, _, batches = begun(make_config, train__dtype="fp16")
+    scale, guard = training.scaler.get_scale(), SpikeGuard(6, 5, training.progress)
+    with monkeypatch.context() as patch:
+        if broken:
+            patch.setattr("gpt.step.cross_entropy_sum", lambda x, y: x.float().sum() * math.nan)
+            with pytest.raises(NonFiniteError):
+                train_step(training, *batches.batch(0))
+        else:
+            patch.setattr(guard, "outlier", lambda *_: "far above")
+            assert train_step(training, *batches.batch(0), guard=guard).skipped == "far above"
+    assert train_step(training, *batches.batch(0)).skipped == ""
+    assert training.scaler.get_scale() == scale
+
+
+def test_fp16s_scale_shrinks_to_1_and_no_further(make_config: ConfigMaker) -> None:
+    training, _, batches = begun(make_config, train__dtype="fp16")
+    training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": 2.0})
+    training.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    assert train_step(training, *batches.batch(0)).skipped == OVERFLOW
+    assert training.scaler.get_scale() == 1
+    with pytest.raises(NonFiniteError, match="gradient"):
+        train_step(training, *batches.batch(0))
