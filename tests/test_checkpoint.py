@@ -231,6 +231,7 @@ def alter_state(checkpoint: Path, alter: Callable[[dict[str, Any]], object]) -> 
         (lambda state: state["progress"].pop("skips_in_row"), r"lacks progress\.skips_in_row"),
         (lambda state: state["progress"].update(luck=1), r"'progress\.luck' is no part"),
         (lambda state: state.update(progress=[]), "progress is not an object"),
+        (lambda state: state["progress"].update(step=1), r"progress\.step: 1 is not the step"),
     ],
 )
 def test_fields_that_are_missing_or_unknown_are_named(

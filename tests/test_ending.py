@@ -10,8 +10,10 @@ import pytest
 import gpt.train
 from gpt.config import Config
 from gpt.configfile import dump_config
+from gpt.ending import STEPS, TIME, reached_limit
 from gpt.errors import Stopped
 from gpt.history import read_run
+from gpt.plan import Plan
 from gpt.report.standing import standing
 from gpt.rundir import checkpoint_folders, run_path, step_of
 from gpt.train import train
@@ -142,3 +144,11 @@ def test_a_log_that_cannot_be_read_is_no_error_of_the_training(
     assert sum(line.startswith("warning: no picture or report (") for line in told) == 1
     assert sum(line.startswith("warning: no verdict (") for line in told) == 1
     assert told[-1].startswith("go on")
+
+
+def test_a_limit_in_seconds_is_that_number_of_seconds(make_config: ConfigMaker) -> None:
+    config = make_config(train__max_time_s="10")
+    plan = Plan("constant", 12, 0, 0.1, 0.0)
+    reached = [reached_limit(config, plan, 3, seconds) for seconds in (0.0, 9.99, 10.0, 99.0)]
+    assert reached == ["", "", TIME, TIME]
+    assert [reached_limit(config, plan, step, 0.0) for step in (11, 12)] == ["", STEPS]

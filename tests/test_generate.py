@@ -118,11 +118,11 @@ def test_ragged_rows_equal_uncached(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("context_len", [1, 2, 5, 16])
-@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize("options", [ARCHITECTURES[n] for n in (0, 1, 4)], ids=str)
 def test_greedy_equals_uncached_decoding_beyond_the_context(
-    context_len: int, position: str
+    context_len: int, options: dict[str, Any]
 ) -> None:
-    model = build(context_len=context_len, position=position)
+    model = build(context_len=context_len, **options)
     prompts = ["x", "a prompt that is longer than the context"]
     for prompt in prompts:
         (result,) = complete(model, BYTES, [prompt], Sampling(temperature=0, max_tokens=40))

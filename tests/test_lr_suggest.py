@@ -117,7 +117,9 @@ def test_the_spread_spans_all_estimates(name: str, make_config: ConfigMaker) -> 
     assert len(rates) == 8
     assert suggestions.spread is not None
     low, high = suggestions.spread
-    assert low <= min(rates) < max(rates) <= high
+    each_has = [(each.low, each.lr, each.high) for each in suggestions.estimates]
+    ends = [rate for rates_of in each_has for rate in rates_of if rate is not None]
+    assert (low, high) == (min(ends), max(ends))
     assert (name == "muon") == any("for muon no source" in note for note in suggestions.notes)
 
 

@@ -271,6 +271,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(name, make_config: Conf
     train_run(whole)
     parts = {**mup, "run__name": "parts"}
     train_run(make_config(**parts, train__max_steps="12", train__max_time_s="1e-9"))
+    assert not (tmp_path / "runs/parts/checkpoints/step-00000012").exists(), "it was interrupted"
     train_run(make_config(**parts))
     ends = [
         tmp_path / "runs" / run / "checkpoints" / "step-00000012" / "model.safetensors"

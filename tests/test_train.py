@@ -404,7 +404,9 @@ def test_a_compiled_run_trains_and_is_measured(make_config: ConfigMaker) -> None
     eager = make_config(run__name="eager", **changes)
     compiled = make_config(run__name="compiled", train__compile="on", **changes)
     train(eager)
+    torch._dynamo.utils.counters.clear()
     train(compiled)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "else both are eager"
     for a, b in zip(lines(eager, "train"), lines(compiled, "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert a["update_ratio"] == pytest.approx(b["update_ratio"], rel=1e-2)
