@@ -480,6 +480,16 @@ def test_a_long_name_is_cut_where_a_character_ends(
     assert command(*words, "--dry-run").returncode == 0
 
 
+@pytest.mark.parametrize("ngram", ["1", "3"])
+def test_where_the_pick_is_known_to_be_off_it_says_so(
+    ngram: str, answered: list[Config], make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_config(make_config(model__ngram=ngram)), encoding="utf-8")
+    told = command("gpt-lr", "find", "--config", str(file)).stderr
+    assert ("short runs want less rate than long ones" in told) == (ngram == "3")
+
+
 def test_a_rewarmed_runs_config_is_searched_as_a_new_run(
     answered: list[Config], make_config: ConfigMaker, tmp_path: Path
 ) -> None:

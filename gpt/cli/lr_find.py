@@ -62,6 +62,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
     with _made(out):
         if (restart := asked.schedule.restart_step) is not None:
             say(f"note     schedule.restart_step {restart} is left out: the rate is a new run's")
+        if config.model.ngram > 1:
+            say(
+                "note     with model.ngram short runs want less rate than long ones; see docs/lr-find.md"
+            )
         found = _search(config, budget)
         answer = found.answer()
         print(json_line(answer) if arguments.json else "\n".join(found.lines()))
