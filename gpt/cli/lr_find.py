@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence["Override"]) -> None:
             say(f"note     schedule.restart_step {restart} is left out: the rate is a new run's")
         if config.model.ngram > 1:
             say(
-                "note     with model.ngram short runs want less rate than long ones: the pick is too "
-                "low; see docs/lr-find.md"
+                "note     with model.ngram short runs want less rate than long ones: the pick is "
+                "too low; see docs/lr-find.md"
             )
         found = _search(config, budget)
         answer = found.answer()
